@@ -1,0 +1,1 @@
+"""Paged attention: one interface, a CPU and a CUDA implementation."""

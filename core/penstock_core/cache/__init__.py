@@ -1,0 +1,1 @@
+"""The paged KV cache and the prefix cache in front of it."""

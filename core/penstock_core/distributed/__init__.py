@@ -1,0 +1,1 @@
+"""The engine that runs one model over one or several ranks."""

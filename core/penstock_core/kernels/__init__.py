@@ -1,0 +1,1 @@
+"""Optional compiled CPU kernels and their pure-torch twins."""

@@ -1,0 +1,1 @@
+"""Checkpoints: config mapping, decoder layers, weight loading, tokenizer and chat template."""

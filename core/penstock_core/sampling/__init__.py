@@ -1,0 +1,1 @@
+"""From logits to tokens and text: stateless sampling, penalties, log-probabilities, stop conditions, grammars."""

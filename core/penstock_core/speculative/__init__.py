@@ -1,0 +1,1 @@
+"""Drafting several tokens a step without ever changing the output."""

@@ -1,0 +1,1 @@
+"""The worker: claims jobs when it has room, runs the engine, publishes tokens and results."""
