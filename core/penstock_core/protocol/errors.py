@@ -26,6 +26,22 @@ class InvalidRequest(PenstockError, ValueError):
         return type(self), (self.field, self.message)
 
 
+class InvalidConfiguration(PenstockError, ValueError):
+    """A setting of the engine or of a process is wrong, or does not fit the machine or the model.
+
+    Attributes:
+        field: dotted name of the setting, such as `page.num_pages`.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[InvalidConfiguration], tuple[str, str]]:
+        return type(self), (self.field, self.message)
+
+
 class QueueFull(PenstockError):
     """The queue or the tenant is at its bound; try again after `retry_after_s` seconds."""
 
