@@ -1,0 +1,134 @@
+"""PageConfig and the page tensors: how many pages there are, what is stored in them, and how they are copied.
+
+The engine calls this once to size and allocate the pool, and once per step to copy pages before they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penstock_core.attention import LayerPages
+from penstock_core.protocol.errors import InvalidConfiguration
+
+KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class PageConfig:
+    """Settings of the paged key/value cache.
+
+    Attributes:
+        page_size: tokens per page.
+        num_pages: size of the pool; None takes as many as `memory_fraction` of the free memory holds, and no more than
+            `max_num_sequences` sequences of full length can use.
+        memory_fraction: share of the device's free memory for pages, above 0 and up to 0.95.
+        kv_dtype: stored precision. `auto` is the model's own; `int8` keeps a scale per token and head.
+        watermark: share of the pool that admitting a waiting sequence must leave available, so that the running ones
+            can grow for a while before one of them is preempted.
+    """
+
+    page_size: int = 16
+    num_pages: int | None = None
+    memory_fraction: float = 0.5
+    kv_dtype: str = "auto"
+    watermark: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.page_size <= 1024:
+            raise InvalidConfiguration("page.page_size", f"{self.page_size} is outside 1 to 1024 tokens")
+        if self.num_pages is not None and self.num_pages < 1:
+            raise InvalidConfiguration("page.num_pages", f"{self.num_pages} is below 1; None sizes the pool by memory")
+        if not 0.0 < self.memory_fraction <= 0.95:
+            raise InvalidConfiguration("page.memory_fraction", f"{self.memory_fraction} is outside (0, 0.95]")
+        if self.kv_dtype not in KV_DTYPES:
+            raise InvalidConfiguration(
+                "page.kv_dtype", f"{self.kv_dtype!r} is unknown; use one of {', '.join(KV_DTYPES)}"
+            )
+        if not 0.0 <= self.watermark <= 0.5:
+            raise InvalidConfiguration("page.watermark", f"{self.watermark} is outside 0 to 0.5 of the pool")
+
+
+@dataclass(frozen=True, slots=True)
+class PageShape:
+    """What one page holds: all layers, `num_kv_heads` of this rank."""
+
+    num_layers: int
+    page_size: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, keys and values of all layers, scales included."""
+        scales = 4 if self.dtype == torch.int8 else 0
+        per_token_and_head = self.head_dim * self.dtype.itemsize + scales
+        return 2 * self.num_layers * self.page_size * self.num_kv_heads * per_token_and_head
+
+
+def stored_dtype(kv_dtype: str, model_dtype: torch.dtype) -> torch.dtype:
+    """The torch dtype that `PageConfig.kv_dtype` means for a model of `model_dtype`."""
+    return model_dtype if kv_dtype == "auto" else {"int8": torch.int8}.get(kv_dtype) or getattr(torch, kv_dtype)
+
+
+def choose_num_pages(
+    config: PageConfig, page_bytes: int, free_bytes: int, max_model_len: int, max_num_sequences: int
+) -> int:
+    """Size of the pool in pages.
+
+    Raises InvalidConfiguration when it cannot hold one sequence of `max_model_len` tokens, with what would.
+    """
+    per_sequence = -(-max_model_len // config.page_size)
+    if config.num_pages is not None:
+        if config.num_pages < per_sequence:
+            raise InvalidConfiguration(
+                "page.num_pages",
+                f"{config.num_pages} pages of {config.page_size} hold {config.num_pages * config.page_size} tokens, "
+                f"less than one sequence of max_model_len {max_model_len}; give at least {per_sequence} pages, "
+                f"or set max_model_len to at most {config.num_pages * config.page_size}",
+            )
+        return config.num_pages
+    fitting = int(free_bytes * config.memory_fraction) // page_bytes
+    if fitting < per_sequence:
+        raise InvalidConfiguration(
+            "page.memory_fraction",
+            f"{config.memory_fraction} of {free_bytes / 2**20:.0f} MiB free memory holds {fitting} pages of "
+            f"{page_bytes / 1024:.0f} KiB, and one sequence of max_model_len {max_model_len} needs {per_sequence}; "
+            f"set max_model_len to at most {fitting * config.page_size}, use kv_dtype int8, or free memory",
+        )
+    return min(fitting, max_num_sequences * per_sequence + 1)
+
+
+def allocate_pages(shape: PageShape, num_pages: int, device: torch.device) -> list[LayerPages]:
+    """Zeroed page tensors of every layer. On the CPU the system commits memory when a page is first written."""
+    size = (num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim)
+
+    def tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if device.type != "cpu":
+            return torch.zeros(size, dtype=dtype, device=device)
+        raw = torch.from_numpy(np.zeros(int(np.prod(size)) * dtype.itemsize, dtype=np.uint8))
+        return raw.view(dtype).view(size)
+
+    layers = []
+    for _ in range(shape.num_layers):
+        k, v = tensor(size, shape.dtype), tensor(size, shape.dtype)
+        if shape.dtype == torch.int8:
+            layers.append(LayerPages(k, v, tensor(size[:3], torch.float32), tensor(size[:3], torch.float32)))
+        else:
+            layers.append(LayerPages(k, v))
+    return layers
+
+
+def copy_pages(layers: Sequence[LayerPages], copies: Sequence[tuple[int, int]]) -> None:
+    """Copy whole pages (source, destination) in every layer; all sources are read before any destination is written."""
+    sources, destinations = zip(*copies, strict=True)
+    source = torch.tensor(sources, device=layers[0].k.device)
+    destination = torch.tensor(destinations, device=layers[0].k.device)
+    for layer in layers:
+        for pages in (layer.k, layer.v, layer.k_scale, layer.v_scale):
+            if pages is not None:
+                pages[destination] = pages[source]
