@@ -1,0 +1,211 @@
+"""The decoder: one class for every family, shaped by `ModelConfig`.
+
+A forward pass takes the step's flattened tokens and the layers' pages and returns hidden states; logits are asked for
+separately, for the rows that will be sampled. The residual stream and what a block adds to it are carried apart, so
+that adding and norming are one operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, PagedAttention
+from penstock_core.kernels import rows
+from penstock_core.models.config import LayerConfig, ModelConfig, RopeConfig
+from penstock_core.models.layers import (
+    MLP,
+    BuildContext,
+    Linear,
+    MixtureOfExperts,
+    RMSNorm,
+    RowParallelLinear,
+    Rows,
+    VocabularyEmbedding,
+    VocabularyHead,
+)
+from penstock_core.models.rope import RopeTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What all layers of one forward pass share."""
+
+    plan: Any  # the attention implementation's own
+    rotations: dict[RopeConfig, Tensor]  # float32 [T, rotary_dim]: cosines, then sines
+
+
+class Attention:
+    """Self-attention of one layer over its pages. [T, hidden] -> [T, hidden]."""
+
+    def __init__(self, context: BuildContext, module: str, layer: LayerConfig, attention: PagedAttention) -> None:
+        config, group = context.config, context.group
+        dim = config.head_dim
+        q, kv = group.share(config.num_heads), group.kv_heads(config.num_kv_heads)
+        self._dim = dim
+        self._heads, self._kv_heads = q.stop - q.start, kv.stop - kv.start
+        self._attention = attention
+        self._spec = AttentionSpec(config.attention_scale, layer.window, config.attention_softcap)
+        self._rope = layer.rope
+        self._qkv = Linear(context, _qkv_rows(context, module, q, kv), config.hidden_size, bias=config.qkv_bias)
+        self._output = RowParallelLinear(
+            context,
+            f"{module}.o_proj",
+            config.hidden_size,
+            config.num_heads * dim,
+            bias=config.attention_output_bias,
+        )
+        self._q_norm = self._k_norm = None
+        self._norm_heads = config.qk_norm == "head"
+        self._group = group
+        if config.qk_norm == "head":
+            self._q_norm = RMSNorm(context, f"{module}.q_norm", dim)
+            self._k_norm = RMSNorm(context, f"{module}.k_norm", dim)
+        elif config.qk_norm == "projection":
+            q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
+            self._q_norm = RMSNorm(context, f"{module}.q_norm", q_size, _scaled(q, dim))
+            self._k_norm = RMSNorm(context, f"{module}.k_norm", kv_size, _scaled(kv, dim))
+
+    def __call__(self, x: Tensor, step: _Step, pages: LayerPages) -> Tensor:
+        """[T, hidden] -> [T, hidden]."""
+        dim = self._dim
+        q, k, v = torch.split(self._qkv(x), [self._heads * dim, self._kv_heads * dim, self._kv_heads * dim], -1)
+        if self._q_norm is not None and self._k_norm is not None:
+            if self._norm_heads:
+                q, k = q.reshape(-1, self._heads, dim), k.reshape(-1, self._kv_heads, dim)
+            q, k = self._q_norm(q), self._k_norm(k)
+        q, k, v = q.reshape(-1, self._heads, dim), k.reshape(-1, self._kv_heads, dim), v.view(-1, self._kv_heads, dim)
+        if self._rope is not None:
+            rotation = step.rotations[self._rope]
+            q, k = rows.rotate(q, rotation), rows.rotate(k, rotation)
+        self._attention.write(k, v, pages, step.plan)
+        out = self._attention.attend(q, pages, step.plan, self._spec)
+        return self._output(out.flatten(1))
+
+
+def _scaled(heads: slice, dim: int) -> slice:
+    return slice(heads.start * dim, heads.stop * dim)
+
+
+def _qkv_rows(context: BuildContext, module: str, q: slice, kv: slice) -> list[Rows]:
+    """This rank's query, key and value rows, from three stored linears or from one (Phi-3)."""
+    config = context.config
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    q, kv = _scaled(q, config.head_dim), _scaled(kv, config.head_dim)
+    if context.plan.has(f"{module}.qkv_proj.weight"):
+        fused, stored = f"{module}.qkv_proj", q_size + 2 * kv_size
+        return [
+            Rows(fused, stored, q),
+            Rows(fused, stored, slice(q_size + kv.start, q_size + kv.stop)),
+            Rows(fused, stored, slice(q_size + kv_size + kv.start, q_size + kv_size + kv.stop)),
+        ]
+    return [
+        Rows(f"{module}.q_proj", q_size, q),
+        Rows(f"{module}.k_proj", kv_size, kv),
+        Rows(f"{module}.v_proj", kv_size, kv),
+    ]
+
+
+class DecoderLayer:
+    """Attention and feed-forward, each with its norm before, after or around it."""
+
+    def __init__(self, context: BuildContext, module: str, layer: LayerConfig, attention: PagedAttention) -> None:
+        config = context.config
+        size = config.hidden_size
+        self._attention = Attention(context, f"{module}.self_attn", layer, attention)
+        self._mlp = (
+            MLP(context, f"{module}.mlp") if layer.experts is None else MixtureOfExperts(context, module, layer.experts)
+        )
+        names: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+            "before": ("input_layernorm", None, "post_attention_layernorm", None),
+            "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+            "around": (
+                "input_layernorm",
+                "post_attention_layernorm",
+                "pre_feedforward_layernorm",
+                "post_feedforward_layernorm",
+            ),
+        }
+        norms = [
+            None if name is None else RMSNorm(context, f"{module}.{name}", size)
+            for name in names[config.norm_placement]
+        ]
+        self._before_attention, self._after_attention, self._before_mlp, self._after_mlp = norms
+
+    def __call__(self, residual: Tensor, delta: Tensor | None, step: _Step, pages: LayerPages) -> Tensor:
+        """Add `delta` to the residual stream, in place, and return what this layer's MLP adds. All [T, hidden]."""
+        x = _enter(residual, delta, self._before_attention)
+        x = _leave(self._attention(x, step, pages), self._after_attention)
+        x = _enter(residual, x, self._before_mlp)
+        return _leave(self._mlp(x), self._after_mlp)
+
+
+def _enter(residual: Tensor, delta: Tensor | None, norm: RMSNorm | None) -> Tensor:
+    """Add what the last block gave to the residual stream, and norm it for the next."""
+    if delta is None:
+        return residual if norm is None else norm(residual)
+    if norm is None:
+        residual += delta
+        return residual
+    return norm.add(residual, delta)
+
+
+def _leave(x: Tensor, norm: RMSNorm | None) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+class DecoderModel:
+    """A loaded model. Stateless: everything a sequence leaves behind is in the pages."""
+
+    def __init__(self, context: BuildContext, attention: PagedAttention) -> None:
+        self.config: ModelConfig = context.config
+        self.device = context.device
+        self.dtype = context.dtype
+        self.group = context.group
+        self._attention = attention
+        self._embedding = VocabularyEmbedding(context, "model.embed_tokens")
+        self._layers = [
+            DecoderLayer(context, f"model.layers.{index}", layer, attention)
+            for index, layer in enumerate(self.config.layers)
+        ]
+        self._norm = RMSNorm(context, "model.norm", self.config.hidden_size)
+        self._head = VocabularyHead(context, "lm_head", self._embedding if self.config.tie_embeddings else None)
+        self._ropes = {
+            rope: RopeTable(rope, context.device)
+            for rope in {layer.rope for layer in self.config.layers if layer.rope is not None}
+        }
+        context.plan.ignore("rotary_emb.inv_freq")  # a buffer that old checkpoints carry
+
+    def finish_loading(self) -> None:
+        """Prepare what could not be prepared tensor by tensor."""
+        self._head.finish()
+
+    @property
+    def num_local_kv_heads(self) -> int:
+        """KV heads that this rank's pages hold."""
+        heads = self.group.kv_heads(self.config.num_kv_heads)
+        return int(heads.stop - heads.start)
+
+    @torch.inference_mode()
+    def forward(self, batch: AttentionBatch, pages: Sequence[LayerPages]) -> Tensor:
+        """Run one step: writes the new tokens' keys and values to the pages. -> hidden states [T, hidden]."""
+        step = _Step(
+            self._attention.plan(batch),
+            {
+                rope: table.rows(batch.max_seq_len).index_select(0, batch.positions)
+                for rope, table in self._ropes.items()
+            },
+        )
+        residual, delta = self._embedding(batch.token_ids), None
+        for layer, layer_pages in zip(self._layers, pages, strict=True):
+            delta = layer(residual, delta, step, layer_pages)
+        return _enter(residual, delta, self._norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of some hidden states. [R, hidden] -> float32 [R, vocab]."""
+        return self._head(hidden)

@@ -1,0 +1,64 @@
+"""How a model is cut among tensor-parallel ranks (Shoeybi et al., Megatron-LM, 2019).
+
+`TensorParallelGroup` itself is the group of one, where nothing has to travel; `penstock_core.distributed` derives real
+ones. Column-parallel linears keep a slice of their outputs, row-parallel ones a slice of their inputs followed by one
+sum; attention heads, experts and the vocabulary are split; KV heads are replicated when there are fewer than ranks.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from penstock_core.models.config import ModelConfig
+from penstock_core.models.errors import UnsupportedModel
+
+
+class TensorParallelGroup:
+    """One rank's view of its group. Collectives are called by every rank in the same order."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        if not 0 <= rank < size:
+            raise ValueError(f"rank {rank} is not in a group of {size}")
+        self.rank = rank
+        self.size = size
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks; may reuse `tensor`."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate the ranks' equal shapes along the last dimension, in rank order."""
+        return tensor
+
+    def share(self, total: int) -> slice:
+        """This rank's equal part of `total`; the last ranks' parts end early where it does not divide."""
+        step = -(-total // self.size)
+        return slice(min(total, self.rank * step), min(total, (self.rank + 1) * step))
+
+    def kv_heads(self, num_kv_heads: int) -> slice:
+        """The KV heads this rank holds: an equal part, or one that it shares with neighbouring ranks."""
+        if num_kv_heads >= self.size:
+            return self.share(num_kv_heads)
+        head = self.rank * num_kv_heads // self.size
+        return slice(head, head + 1)
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a group size that does not divide the model.
+
+        Raises:
+            UnsupportedModel: naming the dimension and the sizes that would fit.
+        """
+        dimensions = {"num_attention_heads": config.num_heads}
+        for layer in config.layers:
+            if layer.experts is None:
+                dimensions["intermediate_size"] = config.intermediate_size
+            else:
+                dimensions["num_experts"] = layer.experts.num_experts
+        fits = [n for n in range(1, 65) if all(total % n == 0 for total in dimensions.values())]
+        fits = [n for n in fits if config.num_kv_heads % n == 0 or n % config.num_kv_heads == 0]
+        if self.size not in fits:
+            shape = ", ".join(f"{name} {total}" for name, total in dimensions.items())
+            raise UnsupportedModel(
+                f"tensor parallel size {self.size} does not divide {config.architecture} ({shape}, "
+                f"{config.num_kv_heads} KV heads); sizes that do: {', '.join(map(str, fits))}"
+            )
