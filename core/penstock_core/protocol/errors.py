@@ -101,3 +101,7 @@ class BrokerMisconfigured(PenstockError):
 
 class UndecodableRecord(PenstockError, ValueError):
     """Bytes read from Redis are not a record of a protocol version this side understands."""
+
+
+class RecordTooLarge(PenstockError, ValueError):
+    """A record to be written is over the protocol's size limit; readers would refuse it."""

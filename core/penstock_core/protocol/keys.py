@@ -9,7 +9,8 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:resume:<p>:<tenant>` | stream | interrupted jobs, served before `ready` | deleted when empty |
 | `penstock:{q}:heads:<p>` | zset | tenants with waiting jobs at a priority, by arrival time of their oldest | while jobs wait |
 | `penstock:{q}:fair:<p>` | zset | the same tenants by virtual token count | while jobs wait |
-| `penstock:{q}:tenants` | zset | virtual token count of every known tenant | the queue's |
+| `penstock:{q}:tenants` | zset | virtual token count of tenants above the least backlogged one | the queue's |
+| `penstock:{q}:tenant:<tenant>` | hash | its jobs queued, delayed, running; its token bucket | 1 hour once it has no job |
 | `penstock:{q}:job:<id>` | hash | request, state, attempt, owner, counts, timings, result | result TTL once ended |
 | `penstock:{q}:events:<id>` | stream | the token log and the end mark | result TTL once ended |
 | `penstock:{q}:channel:<id>` | pub/sub | the same events, pushed | none |
@@ -18,8 +19,9 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:leases` | zset | running jobs by lease expiry | while jobs run |
 | `penstock:{q}:held:<worker>` | set | running jobs of a worker | while it holds any |
 | `penstock:{q}:delayed` | zset | scheduled jobs and backoffs by due time | while jobs are delayed |
-| `penstock:{q}:deadlines` | zset | unfinished jobs with a deadline, by deadline | while such jobs exist |
-| `penstock:{q}:workers` | hash | worker id -> record (model, capacity, heartbeat, ...) | removed when gone |
+| `penstock:{q}:deadlines` | zset | waiting jobs with a deadline, by deadline | while such jobs exist |
+| `penstock:{q}:workers` | hash | worker id -> record (model, capacity, ...) | removed when gone |
+| `penstock:{q}:heartbeats` | zset | worker id by time of its last sign of life | removed when gone |
 | `penstock:{q}:dead` | stream | dead letters: id, reason, time | bounded by `max_dead` |
 | `penstock:{q}:dedupe:<tenant>:<key>` | string | idempotency key -> job id | as long as its job |
 | `penstock:{q}:affinity:<tag>` | string | cache-affinity tag -> worker that last ran it | 10 minutes |
@@ -66,6 +68,22 @@ class QueueKeys:
         """Zset of tenants with waiting jobs, by oldest arrival."""
         return f"{self.prefix}heads:{priority}"
 
+    def fair(self, priority: int) -> str:
+        """Zset of tenants with waiting jobs, by virtual token count."""
+        return f"{self.prefix}fair:{priority}"
+
+    def tenant(self, tenant: str) -> str:
+        """Hash of a tenant's counts."""
+        return f"{self.prefix}tenant:{tenant}"
+
+    def dedupe(self, tenant: str, idempotency_key: str) -> str:
+        """String that maps an idempotency key to its job."""
+        return f"{self.prefix}dedupe:{tenant}:{idempotency_key}"
+
+    def affinity(self, tag: str) -> str:
+        """String that maps a cache-affinity tag to the worker that last ran it."""
+        return f"{self.prefix}affinity:{tag}"
+
     def job(self, job_id: str) -> str:
         """Hash of a job."""
         return f"{self.prefix}job:{job_id}"
@@ -100,6 +118,16 @@ class QueueKeys:
     def delayed(self) -> str:
         """Zset of delayed jobs."""
         return self.prefix + "delayed"
+
+    @property
+    def deadlines(self) -> str:
+        """Zset of waiting jobs with a deadline."""
+        return self.prefix + "deadlines"
+
+    @property
+    def heartbeats(self) -> str:
+        """Zset of workers by last sign of life."""
+        return self.prefix + "heartbeats"
 
     @property
     def workers(self) -> str:

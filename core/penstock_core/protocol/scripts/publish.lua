@@ -1,0 +1,46 @@
+-- Append tokens to the logs of running jobs and push them to subscribers: one call per engine step for all sequences.
+--
+-- KEYS[1] prefix; ARGV[1] now_ms
+-- ARGV[2] worker string; ARGV[3], ARGV[4] the JobEnded record `log_full` in two halves around the
+--   attempt; then 6 values per record:
+--   id string; attempt int; index int (choice); offset int; count int (tokens); payload bytes (TokenChunk)
+-- Returns per record 'ok', 'cancelled' or 'expired' (appended all the same; stop and finish it so), or 'fenced'.
+-- Refuses: a stale owner or attempt (counted in `fenced`); an offset that is not the next one (counted in `gaps`); a log
+--   over max_log_bytes (the job ends as failed). All three answer 'fenced': drop the sequence.
+--   A chunk that is already the log's is answered as if new, so a call may be repeated as it was.
+--@include base waiting jobs log
+
+local worker, max_log_bytes = ARGV[2], setting('max_log_bytes')
+
+local function publish(at)
+  local id, attempt, index, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]
+  local offset, n = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local key, field = Q .. 'job:' .. id, 'off:' .. index
+  local job = call('HMGET', key, 'state', 'owner', 'attempt', 'client', 'cancel', 'deadline', 'log_bytes', 'tokens', field)
+  if job[1] ~= 'running' or job[2] ~= worker or job[3] ~= attempt then
+    count('fenced')
+    return 'fenced'
+  end
+  local log_bytes = num(job[7]) + #payload
+  if max_log_bytes > 0 and log_bytes > max_log_bytes then
+    end_by_template(load_job(id), 'failed', ARGV[3], ARGV[4])
+    return 'fenced'
+  end
+  local appended = append_chunk(id, job[4], offset, n, payload, num(job[9]))
+  if appended == 'gap' then
+    count('gaps')
+    return 'fenced'
+  end
+  if appended == 'new' then
+    call('HSET', key, field, offset + n, 'tokens', num(job[8]) + n, 'log_bytes', log_bytes)
+    count('tokens_out', n)
+  end
+  return verdict(job[5], job[6])
+end
+
+local replies = {}
+for at = 5, #ARGV, 6 do
+  replies[#replies + 1] = publish(at)
+end
+flush()
+return replies

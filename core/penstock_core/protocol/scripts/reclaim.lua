@@ -1,0 +1,129 @@
+-- The queue's upkeep, done by any worker at any time: take jobs from workers that are gone, make due jobs ready, end
+-- waiting jobs whose deadline passed, forget workers and tenants that matter no more. At most `limit` jobs of each kind.
+--
+-- KEYS[1] prefix; ARGV[1] now_ms
+-- ARGV[2] limit int; ARGV[3] worker string and ARGV[4] heartbeat_ms int: a worker shown to be gone, and the heartbeat
+--   that was read before that was found out ('' and 0: only expired leases); ARGV[5] max_crashes int
+-- ARGV[6], ARGV[7] the JobEnded record `cancelled` in two halves around the attempt; ARGV[8], ARGV[9] `expired`;
+-- ARGV[10], ARGV[11] the same for a poison job; ARGV[12] its message
+-- Returns {{requeued id, ...}, {dead id, ...}, {ended id, ...}, promoted, {delay_ms per reclaimed job}}.
+-- Refuses a worker that has beaten since: its jobs are left alone.
+--@include base waiting jobs
+
+local limit, gone, heartbeat = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local max_crashes = tonumber(ARGV[5])
+local FORGET_WORKER_MS = 60000
+
+local requeued, dead, ended, delays, promoted = {}, {}, {}, {}, 0
+
+-- Take a job from a worker that is gone; `since` is when it should have been heard of.
+local function take_back(job, since)
+  delays[#delays + 1] = math.max(0, now - since)
+  count('reclaimed')
+  job.crashes = num(job.crashes) + 1
+  local asked = verdict(job.cancel, job.deadline)
+  if asked == 'cancelled' then
+    end_by_template(job, asked, ARGV[6], ARGV[7])
+    ended[#ended + 1] = job.id
+  elseif asked == 'expired' then
+    end_by_template(job, asked, ARGV[8], ARGV[9])
+    ended[#ended + 1] = job.id
+  elseif job.crashes >= max_crashes then
+    end_dead(job, 'poison', ARGV[12], ARGV[10] .. pack_uint(num(job.attempt)) .. ARGV[11], '')
+    dead[#dead + 1] = job.id
+  else
+    leave_worker(job)
+    job.left = ''
+    stand_in_resume(job)
+    requeued[#requeued + 1] = job.id
+  end
+end
+
+local function reclaim_gone_worker()
+  local beat = call('ZSCORE', Q .. 'heartbeats', gone)
+  if not beat or tonumber(beat) ~= heartbeat then
+    return
+  end
+  local key, all = Q .. 'held:' .. gone, true
+  for i, id in ipairs(call('SMEMBERS', key)) do
+    if i > limit then
+      all = false
+      break
+    end
+    local job = load_job(id)
+    if job and job.state == 'running' and job.owner == gone then
+      take_back(job, heartbeat)
+    else
+      call('SREM', key, id)
+    end
+  end
+  if all then
+    call('ZREM', Q .. 'heartbeats', gone)
+    call('HDEL', Q .. 'workers', gone)
+  end
+end
+
+local function reclaim_expired_leases()
+  local late = call('ZRANGEBYSCORE', Q .. 'leases', '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  for i = 1, #late, 2 do
+    local job = load_job(late[i])
+    if job and job.state == 'running' then
+      take_back(job, tonumber(late[i + 1]))
+    else
+      call('ZREM', Q .. 'leases', late[i])
+    end
+  end
+end
+
+local function expire_waiting()
+  for _, id in ipairs(call('ZRANGEBYSCORE', Q .. 'deadlines', '-inf', now, 'LIMIT', 0, limit)) do
+    local job = load_job(id)
+    if job and (job.state == 'queued' or job.state == 'delayed') then
+      end_by_template(job, 'expired', ARGV[8], ARGV[9])
+      ended[#ended + 1] = id
+    else
+      call('ZREM', Q .. 'deadlines', id)
+    end
+  end
+end
+
+local function promote_due()
+  local due = call('ZRANGEBYSCORE', Q .. 'delayed', '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  for i = 1, #due, 2 do
+    local id, t = due[i], due[i + 1]
+    local job = load_job(id)
+    call('ZREM', Q .. 'delayed', id)
+    if job and job.state == 'delayed' then
+      tally(job.tenant, 'delayed', -1)
+      local cost = num(job.input) + num(job.output)
+      local entry = stand_in('ready', id, job.priority, job.tenant, t, cost, job.affinity)
+      call('HSET', Q .. 'job:' .. id, 'state', 'queued', 'enqueued', t, 'at', 'ready', 'entry', entry)
+      promoted = promoted + 1
+    end
+  end
+end
+
+local function forget()
+  for _, worker in ipairs(call('ZRANGEBYSCORE', Q .. 'heartbeats', '-inf', now - FORGET_WORKER_MS)) do
+    if call('EXISTS', Q .. 'held:' .. worker) == 0 then
+      call('ZREM', Q .. 'heartbeats', worker)
+      call('HDEL', Q .. 'workers', worker)
+    end
+  end
+  -- A tenant below the least count is lifted to it on return, so its own count says nothing more.
+  call('ZREMRANGEBYSCORE', Q .. 'tenants', '-inf', '(' .. string.format('%.17g', least_count()))
+end
+
+if gone ~= '' then
+  reclaim_gone_worker()
+end
+reclaim_expired_leases()
+expire_waiting()
+promote_due()
+count('promoted', promoted)
+flush()
+forget()
+if #requeued > 0 or promoted > 0 then
+  call('PUBLISH', Q .. 'bell', 'job')
+end
+return { requeued, dead, ended, promoted, delays }

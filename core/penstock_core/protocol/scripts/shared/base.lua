@@ -1,0 +1,138 @@
+-- The beginning of every script: the queue's prefix, the clock, the operator's settings, and what a call accumulates
+-- (counters, tenants' counts, events for clients) and writes once, in flush(), however many jobs it handled.
+--
+-- KEYS[1] prefix  string  `penstock:{q}:`, what every key of the queue starts with; its braces fix the Cluster slot
+-- ARGV[1] now_ms  int     the clock in milliseconds since 1970; 0: the server's own (tests pass their own)
+
+local call = redis.call
+local Q = KEYS[1]
+local now = tonumber(ARGV[1])
+if now == 0 then
+  local time = call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function num(value)
+  return tonumber(value) or 0
+end
+
+-- Settings an operator can override in the hash `config`; 0 means no limit. QueueConfig in config.py says the same.
+local DEFAULTS = {
+  max_waiting_jobs = 100000,
+  max_waiting_bytes = 1073741824,
+  max_queued = 0,
+  max_running = 0,
+  tokens_per_minute = 0,
+  aging_interval_ms = 60000,
+  patience_ms = 100,
+  max_log_bytes = 67108864,
+  max_dead = 10000,
+  dead_ttl_ms = 604800000,
+}
+
+local function setting(name)
+  return tonumber(call('HGET', Q .. 'config', name)) or DEFAULTS[name]
+end
+
+-- A tenant's own limit (`max_running:<tenant>`), else the one for all tenants.
+local function tenant_limit(name, tenant)
+  local found = call('HMGET', Q .. 'config', name .. ':' .. tenant, name)
+  return tonumber(found[1]) or tonumber(found[2]) or DEFAULTS[name]
+end
+
+local RATE_WINDOW_MS = 30000 -- time constant of the departure rate in `stats`
+
+local counts = {}  -- field of `stats` -> change
+local tallies = {} -- tenant -> {queued, delayed, running, charge}: changes
+local frames = {}  -- client -> list of packed [job id, event] pairs
+
+local function count(name, by)
+  counts[name] = (counts[name] or 0) + (by or 1)
+end
+
+local function tally(tenant, field, by)
+  local entry = tallies[tenant]
+  if not entry then
+    entry = { queued = 0, delayed = 0, running = 0, charge = 0 }
+    tallies[tenant] = entry
+  end
+  entry[field] = entry[field] + by
+end
+
+local char, floor = string.char, math.floor
+
+local function be32(n)
+  return char(floor(n / 16777216) % 256, floor(n / 65536) % 256, floor(n / 256) % 256, n % 256)
+end
+
+-- msgpack of a small unsigned integer: the attempt inside a prebuilt terminal event.
+local function pack_uint(n)
+  if n < 128 then
+    return char(n)
+  end
+  return '\206' .. be32(n)
+end
+
+-- Push one event of a job: on its own channel now, to its client in one frame at the end of the call.
+local function tell(id, client, event)
+  call('PUBLISH', Q .. 'channel:' .. id, event)
+  if client ~= '' then
+    local frame = frames[client]
+    if not frame then
+      frame = {}
+      frames[client] = frame
+    end
+    frame[#frame + 1] = '\146\217' .. char(#id) .. id .. '\198' .. be32(#event) .. event
+  end
+end
+
+-- Add pending virtual tokens to a tenant's count and to its place in every level it waits in.
+local function settle_charge(tenant)
+  local entry = tallies[tenant]
+  if entry and entry.charge ~= 0 then
+    local score = call('ZINCRBY', Q .. 'tenants', entry.charge, tenant)
+    entry.charge = 0
+    for p = 0, 9 do
+      call('ZADD', Q .. 'fair:' .. p, 'XX', score, tenant)
+    end
+  end
+end
+
+local IDLE_TENANT_MS = 3600000
+
+local function flush_tenant(tenant, entry)
+  settle_charge(tenant)
+  if entry.queued == 0 and entry.delayed == 0 and entry.running == 0 then
+    return
+  end
+  local key = Q .. 'tenant:' .. tenant
+  local old = call('HMGET', key, 'queued', 'delayed', 'running')
+  local queued, delayed, running = num(old[1]) + entry.queued, num(old[2]) + entry.delayed, num(old[3]) + entry.running
+  call('HSET', key, 'queued', queued, 'delayed', delayed, 'running', running)
+  if queued == 0 and entry.queued < 0 then
+    -- VTC: where nobody waits, a tenant that comes back is lifted to the count of the one who left last.
+    call('HSET', Q .. 'stats', 'vtc_left', call('ZSCORE', Q .. 'tenants', tenant) or 0)
+  end
+  if queued + delayed + running == 0 then
+    call('PEXPIRE', key, IDLE_TENANT_MS)
+  else
+    call('PERSIST', key)
+  end
+  count('queued', entry.queued)
+  count('delayed', entry.delayed)
+  count('running', entry.running)
+end
+
+local function flush()
+  for tenant, entry in pairs(tallies) do
+    flush_tenant(tenant, entry)
+  end
+  for name, by in pairs(counts) do
+    if by ~= 0 then
+      call('HINCRBY', Q .. 'stats', name, by)
+    end
+  end
+  for client, frame in pairs(frames) do
+    call('PUBLISH', Q .. 'client:' .. client, '\221' .. be32(#frame) .. table.concat(frame))
+  end
+end

@@ -1,0 +1,132 @@
+-- A job's hash as a table, and the ways out of a state: leaving a worker, going back to wait, ending.
+
+local NAMES = {
+  'state', 'owner', 'attempt', 'tenant', 'priority', 'client', 'deadline', 'ttl', 'dedupe', 'bytes', 'input', 'output',
+  'charged', 'tokens', 'enqueued', 'cancel', 'crashes', 'errors', 'retries', 'at', 'entry', 'affinity', 'left',
+}
+
+-- The job's fields by name ('' where unset), or nil where there is no such job.
+local function load_job(id)
+  local values = call('HMGET', Q .. 'job:' .. id, unpack(NAMES))
+  if not values[1] then
+    return nil
+  end
+  local job = { id = id }
+  for i = 1, #NAMES do
+    job[NAMES[i]] = values[i] or ''
+  end
+  return job
+end
+
+-- The fencing check: the job, if this worker's this attempt is the one that runs it; else nil.
+local function held_job(id, worker, attempt)
+  local job = load_job(id)
+  if job and job.state == 'running' and job.owner == worker and job.attempt == attempt then
+    return job
+  end
+  return nil, job
+end
+
+local function past_deadline(deadline)
+  return deadline ~= '' and tonumber(deadline) <= now
+end
+
+-- What a worker that rightly holds a job is told: go on, or stop and finish it as cancelled or expired.
+local function verdict(cancel, deadline)
+  if cancel == '1' then
+    return 'cancelled'
+  end
+  if deadline and past_deadline(deadline) then
+    return 'expired'
+  end
+  return 'ok'
+end
+
+-- Make the tenant's virtual count reflect `target` virtual tokens for this job, whatever was charged before.
+local function charge_to(job, target)
+  local delta = target - num(job.charged)
+  if delta ~= 0 then
+    tally(job.tenant, 'charge', delta)
+    job.charged = target
+  end
+end
+
+-- A worker lets go of a running job: lease, held set and counts. An estimate charged at claim becomes the actual count.
+local function leave_worker(job)
+  call('ZREM', Q .. 'leases', job.id)
+  call('SREM', Q .. 'held:' .. job.owner, job.id)
+  tally(job.tenant, 'running', -1)
+  charge_to(job, num(job.input) + 2 * num(job.tokens))
+end
+
+-- Back to wait with its checkpoint, ahead of jobs never started, aged by its whole wait.
+local function stand_in_resume(job)
+  local cost = num(job.input) + num(job.output)
+  local entry = stand_in('resume', job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity)
+  call('HSET', Q .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'at', 'resume', 'entry', entry, 'crashes',
+    job.crashes, 'charged', job.charged, 'left', job.left)
+  count('waiting_bytes', num(job.bytes))
+  if job.deadline ~= '' then
+    call('ZADD', Q .. 'deadlines', job.deadline, job.id)
+  end
+end
+
+-- Out of the waiting places, before ending or starting.
+local function leave_waiting(job)
+  if job.state == 'queued' then
+    call('XDEL', Q .. job.at .. ':' .. job.priority .. ':' .. job.tenant, job.entry)
+    refresh_head(job.priority, job.tenant)
+    tally(job.tenant, 'queued', -1)
+  else
+    call('ZREM', Q .. 'delayed', job.id)
+    tally(job.tenant, 'delayed', -1)
+  end
+  count('waiting_bytes', -num(job.bytes))
+  if job.deadline ~= '' then
+    call('ZREM', Q .. 'deadlines', job.id)
+  end
+end
+
+local function dead_letter(id, code, message)
+  return call('XADD', Q .. 'dead', 'MAXLEN', '~', setting('max_dead'), '*', 'id', id, 'code', code, 'message', message,
+    't', now)
+end
+
+-- The end of a job, whatever led to it: exactly one terminal event, the end mark in its log, and a lifetime for all it
+-- leaves. `ended` is the JobEnded record; `owner` stays in the hash where the worker itself ended the job, so that its
+-- call repeated after a lost reply is recognised, and is '' otherwise.
+local function end_job(job, state, ended, owner)
+  if job.state == 'running' then
+    leave_worker(job)
+  else
+    leave_waiting(job)
+  end
+  local key, log = Q .. 'job:' .. job.id, Q .. 'events:' .. job.id
+  local ttl = num(job.ttl)
+  call('HSET', key, 'state', state, 'owner', owner, 'finished', now, 'result', ended, 'charged', job.charged, 'crashes',
+    job.crashes, 'errors', job.errors)
+  if state == 'dead' then
+    ttl = math.max(ttl, setting('dead_ttl_ms'))
+  elseif state ~= 'failed' then
+    call('HDEL', key, 'request', 'at', 'entry')
+  end
+  call('XADD', log, '*', 'end', state)
+  call('PEXPIRE', log, ttl)
+  call('PEXPIRE', key, ttl)
+  if job.dedupe ~= '' then
+    call('PEXPIRE', Q .. 'dedupe:' .. job.tenant .. ':' .. job.dedupe, ttl)
+  end
+  tell(job.id, job.client, ended)
+  count(state)
+end
+
+-- Terminal events a script must write by itself come as the record's two halves around the attempt.
+local function end_by_template(job, state, head, tail, owner)
+  end_job(job, state, head .. pack_uint(num(job.attempt)) .. tail, owner or '')
+end
+
+-- As above for a dead job, with its letter; the letter's entry id lets requeue and purge remove it.
+local function end_dead(job, code, message, ended, owner)
+  end_job(job, 'dead', ended, owner)
+  call('HSET', Q .. 'job:' .. job.id, 'letter', dead_letter(job.id, code, message))
+end

@@ -1,0 +1,153 @@
+-- Accept jobs: dedupe, admission, job hash, pointer; or refuse each for itself.
+--
+-- KEYS[1] prefix; ARGV[1] now_ms
+-- ARGV[2] client  string  whose channel gets the events; '' for none
+-- ARGV[3] count   int     number of jobs; then 15 values per job:
+--   id string; request bytes; priority int; tenant string; input int, output int (token estimates); affinity string;
+--   deadline_ms int (from now; 0 none); delay_ms int (from now); not_before_ms int (absolute; 0 none);
+--   max_retries int; ttl_ms int; idempotency key string ('' none); metadata bytes; traceparent string
+-- Returns per job {status, ...}: {'accepted'}, {'duplicate', existing id},
+--   {'full', limit name, current value, limit, retry_after_ms}.
+-- Refuses: over max_waiting_jobs, max_waiting_bytes, or the tenant's max_queued or tokens_per_minute.
+--@include base waiting
+
+local client, n = ARGV[2], tonumber(ARGV[3])
+local FIELDS = 15
+
+local found = call('HMGET', Q .. 'stats', 'queued', 'delayed', 'waiting_bytes', 'rate_count', 'rate_at')
+local waiting, bytes = num(found[1]) + num(found[2]), num(found[3])
+local max_jobs, max_bytes = setting('max_waiting_jobs'), setting('max_waiting_bytes')
+
+local MAX_RETRY_MS, MIN_RETRY_MS = 60000, 100
+local rate = num(found[4]) * math.exp(-math.max(0, now - num(found[5])) / RATE_WINDOW_MS) / RATE_WINDOW_MS
+local refused = 0
+
+-- When room may come: the k-th refused job needs k of the recent endings.
+local function retry_after_ms()
+  refused = refused + 1
+  if rate <= 0 then
+    return 1000
+  end
+  return math.ceil(math.min(MAX_RETRY_MS, math.max(MIN_RETRY_MS, refused / rate)))
+end
+
+local limits = {} -- tenant -> its limits, count and token bucket
+
+local function limits_of(tenant)
+  local t = limits[tenant]
+  if not t then
+    local state = call('HMGET', Q .. 'tenant:' .. tenant, 'queued', 'delayed', 'bucket', 'bucket_at')
+    t = {
+      waiting = num(state[1]) + num(state[2]),
+      max_queued = tenant_limit('max_queued', tenant),
+      rate = tenant_limit('tokens_per_minute', tenant),
+    }
+    if t.rate > 0 then
+      local elapsed = math.max(0, now - num(state[4]))
+      t.bucket = math.min(t.rate, (tonumber(state[3]) or t.rate) + t.rate * elapsed / 60000)
+    end
+    limits[tenant] = t
+  end
+  return t
+end
+
+-- Why there is no room for the job, as the reply, or nil. The token bucket holds one minute's worth; a job that costs
+-- more than that goes through when the bucket is full and leaves it in debt.
+local function no_room(tenant, cost, size)
+  if max_jobs > 0 and waiting >= max_jobs then
+    return { 'full', 'max_waiting_jobs', waiting, max_jobs, retry_after_ms() }
+  end
+  if max_bytes > 0 and bytes + size > max_bytes then
+    return { 'full', 'max_waiting_bytes', bytes, max_bytes, retry_after_ms() }
+  end
+  local t = limits_of(tenant)
+  if t.max_queued > 0 and t.waiting >= t.max_queued then
+    return { 'full', 'max_queued', t.waiting, t.max_queued, retry_after_ms() }
+  end
+  if t.rate > 0 then
+    local missing = math.min(cost, t.rate) - t.bucket
+    if missing > 0 then
+      return { 'full', 'tokens_per_minute', floor(t.rate - t.bucket), t.rate, math.ceil(missing * 60000 / t.rate) }
+    end
+    t.bucket = t.bucket - cost
+    t.charged = true
+  end
+  t.waiting = t.waiting + 1
+  waiting, bytes = waiting + 1, bytes + size
+  return nil
+end
+
+local function accept(at, id, key)
+  local request, priority, tenant = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local input, output, affinity = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+  local deadline_ms, dedupe = tonumber(ARGV[at + 7]), ARGV[at + 12]
+  local due = math.max(now + tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9]))
+  local deadline = ''
+  if deadline_ms > 0 then
+    deadline = now + deadline_ms
+    call('ZADD', Q .. 'deadlines', deadline, id)
+  end
+  if dedupe ~= '' then
+    call('SET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe, id)
+  end
+  local state, entry, stands = 'queued', '', 'ready'
+  if due > now then
+    state, stands = 'delayed', ''
+    call('ZADD', Q .. 'delayed', due, id)
+    tally(tenant, 'delayed', 1)
+  else
+    entry = stand_in('ready', id, priority, tenant, now, num(input) + num(output), affinity)
+  end
+  call('HSET', key, 'state', state, 'request', request, 'bytes', #request, 'attempt', 0, 'owner', '', 'priority',
+    priority, 'tenant', tenant, 'client', client, 'submitted', now, 'enqueued', due, 'deadline', deadline, 'input',
+    input, 'output', output, 'affinity', affinity, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'dedupe', dedupe,
+    'at', stands, 'entry', entry)
+  if ARGV[at + 13] ~= '' then
+    call('HSET', key, 'metadata', ARGV[at + 13])
+  end
+  if ARGV[at + 14] ~= '' then
+    call('HSET', key, 'trace', ARGV[at + 14])
+  end
+  count('submitted')
+  count('waiting_bytes', #request)
+  return state
+end
+
+local function submit(at)
+  local id, tenant, dedupe = ARGV[at], ARGV[at + 3], ARGV[at + 12]
+  local key = Q .. 'job:' .. id
+  if dedupe ~= '' then
+    local existing = call('GET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe)
+    if existing then
+      count('duplicates')
+      return { 'duplicate', existing }
+    end
+  end
+  if call('EXISTS', key) == 1 then
+    count('duplicates')
+    return { 'duplicate', id }
+  end
+  local refusal = no_room(tenant, num(ARGV[at + 4]) + num(ARGV[at + 5]), #ARGV[at + 1])
+  if refusal then
+    count('refused')
+    return refusal
+  end
+  return { 'accepted', accept(at, id, key) }
+end
+
+local replies, ring = {}, false
+for i = 1, n do
+  local reply = submit(4 + (i - 1) * FIELDS)
+  ring = ring or (reply[1] == 'accepted' and reply[2] == 'queued')
+  replies[i] = reply
+end
+flush()
+for tenant, t in pairs(limits) do
+  if t.charged then
+    call('HSET', Q .. 'tenant:' .. tenant, 'bucket', string.format('%.3f', t.bucket), 'bucket_at', now)
+  end
+end
+if ring then
+  call('PUBLISH', Q .. 'bell', 'job')
+end
+return replies

@@ -1,0 +1,229 @@
+"""Looking without touching: a queue's snapshot, a job's status and events, the dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock_core.protocol.codec import decode_event, decode_metadata
+from penstock_core.protocol.errors import UndecodableRecord
+from penstock_core.protocol.events import JobEnded
+from penstock_core.protocol.jobs import JobFailure, JobState
+from penstock_core.protocol.keys import QueueKeys
+from penstock_core.protocol.script import Call, load_script
+from penstock_core.protocol.transitions.replies import number, number_or_none, pairs, text
+from penstock_core.protocol.workers import WorkerRecord
+
+COUNTERS = (
+    "submitted", "duplicates", "refused", "claimed", "completed", "failed", "cancelled", "expired", "dead", "retried",
+    "released", "reclaimed", "requeued", "promoted", "fenced", "gaps", "undecodable", "tokens_in", "tokens_out",
+)  # fmt: skip
+GAUGES = ("queued", "delayed", "running", "waiting_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class DepthLine:
+    """Waiting jobs of one priority and tenant, and since when the oldest waits."""
+
+    priority: int
+    tenant: str
+    depth: int
+    oldest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker's last heartbeat, and its record if it wrote a readable one."""
+
+    worker_id: str
+    heartbeat_ms: int
+    record: WorkerRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSnapshot:
+    """A queue at one moment.
+
+    Attributes:
+        now_ms: the server's clock at that moment.
+        lines: most urgent priority first; of very many tenants only those waiting longest.
+        stats: every counter of `COUNTERS` since the queue's beginning and every gauge of `GAUGES`, 0 where nothing
+            happened yet.
+    """
+
+    now_ms: int
+    lines: list[DepthLine]
+    running: int
+    delayed: int
+    dead: int
+    stats: dict[str, int]
+    workers: list[WorkerView]
+
+    @property
+    def waiting(self) -> int:
+        """Jobs ready to be claimed."""
+        return self.stats["queued"]
+
+    @property
+    def oldest_wait_ms(self) -> int:
+        """How long the oldest ready job has waited; 0 where none waits."""
+        return max((self.now_ms - line.oldest_ms for line in self.lines), default=0)
+
+
+def snapshot(keys: QueueKeys, *, max_tenants: int = 1000, now_ms: int = 0) -> Call[QueueSnapshot]:
+    """Depths, waits, counters and workers of the queue, all of one moment."""
+    return Call(load_script("snapshot"), (keys.prefix,), [now_ms, max_tenants], _snapshot)
+
+
+def _snapshot(reply: Any) -> QueueSnapshot:
+    now, stats, lines, running, delayed, dead, workers = reply
+    found = pairs(stats)
+    return QueueSnapshot(
+        int(now),
+        [
+            DepthLine(int(lines[i]), text(lines[i + 1]), int(lines[i + 2]), int(lines[i + 3]))
+            for i in range(0, len(lines), 4)
+        ],
+        int(running),
+        int(delayed),
+        int(dead),
+        {name: number(found.get(name)) for name in COUNTERS + GAUGES},
+        [
+            WorkerView(text(workers[i]), int(workers[i + 1]), _worker_record(workers[i + 2]))
+            for i in range(0, len(workers), 3)
+        ],
+    )
+
+
+def _worker_record(data: bytes) -> WorkerRecord | None:
+    try:
+        return WorkerRecord.decode(data) if data else None
+    except UndecodableRecord:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """Where a job stands. Times are milliseconds of the server's clock.
+
+    Attributes:
+        attempt: attempts begun so far.
+        owner: the worker that runs it, or that ended it; '' otherwise.
+        submitted_ms, enqueued_ms: when it was accepted, and since when it waits or waited (later for a delayed job).
+        tokens: output tokens published so far, over all choices.
+        cancelling: it runs, and has been asked to stop.
+        failure: why it ended, if not completed; of a delayed job, its last error.
+    """
+
+    job_id: str
+    state: JobState
+    priority: int
+    tenant: str
+    attempt: int
+    crashes: int
+    errors: int
+    owner: str
+    submitted_ms: int
+    enqueued_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    deadline_ms: int | None
+    tokens: int
+    cancelling: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
+    failure: JobFailure | None = None
+
+
+def read_job(keys: QueueKeys, job_id: str) -> Call[JobStatus | None]:
+    """A job's status; None where there is no such job (or its retention time has passed)."""
+    many = read_jobs(keys, [job_id])
+    return Call(many.script, many.keys, many.args, lambda reply: many.parse(reply)[0])
+
+
+def read_jobs(keys: QueueKeys, job_ids: Sequence[str]) -> Call[list[JobStatus | None]]:
+    """The statuses of several jobs."""
+
+    def parse(reply: Any) -> list[JobStatus | None]:
+        return [_status(job_id, values) if values else None for job_id, values in zip(job_ids, reply, strict=True)]
+
+    return Call(load_script("read_job"), (keys.prefix,), [0, *job_ids], parse)
+
+
+def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
+    (
+        state, priority, tenant, attempt, crashes, errors, owner, submitted, enqueued, started, finished, deadline, tokens,
+        metadata, error_code, error_message, cancel, trace, ended,
+    ) = values  # fmt: skip
+    failure = JobFailure(text(error_code), text(error_message)) if error_code else None
+    job_state = JobState(text(state))
+    if job_state.is_terminal:
+        failure = None
+        if ended:
+            event = decode_event(ended)
+            failure = event.failure if isinstance(event, JobEnded) else None
+    return JobStatus(
+        job_id,
+        job_state,
+        number(priority),
+        text(tenant),
+        number(attempt),
+        number(crashes),
+        number(errors),
+        text(owner),
+        number(submitted),
+        number(enqueued),
+        number_or_none(started),
+        number_or_none(finished),
+        number_or_none(deadline),
+        number(tokens),
+        job_state is JobState.RUNNING and text(cancel) == "1",
+        decode_metadata(metadata),
+        text(trace) or None,
+        failure,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """A piece of a job's log: its state, the encoded events, and the entry id to continue after."""
+
+    state: JobState
+    events: list[bytes]
+    last_id: str
+
+
+def read_events(keys: QueueKeys, job_id: str, *, after: str = "", limit: int = 1000) -> Call[EventPage | None]:
+    """The job's events after entry id `after`, oldest first, the terminal one last; None where there is no such job."""
+
+    def parse(reply: Any) -> EventPage | None:
+        if not reply:
+            return None
+        state, events = reply
+        return EventPage(JobState(text(state)), list(events[1::2]), text(events[-2]) if events else after)
+
+    return Call(load_script("read_events"), (keys.prefix,), [0, job_id, after, limit], parse)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why and when a job was dead-lettered. `job_id` is '' where a stray stream entry named none."""
+
+    letter_id: str
+    job_id: str
+    code: str
+    message: str
+    at_ms: int
+
+
+def dead_letters(keys: QueueKeys, *, limit: int = 100, before: str = "") -> Call[list[DeadLetter]]:
+    """The newest dead letters; `before` (a letter id) goes on from there."""
+
+    def parse(reply: Any) -> list[DeadLetter]:
+        return [
+            DeadLetter(*(text(value) for value in reply[i : i + 4]), at_ms=number(reply[i + 4]))
+            for i in range(0, len(reply), 5)
+        ]
+
+    return Call(load_script("dead_letters"), (keys.prefix,), [0, limit, before], parse)
