@@ -132,6 +132,11 @@ def decode_event(data: bytes) -> Event:
     raise UndecodableRecord(f"event: unknown kind {_shown(record[1])}")
 
 
+def is_terminal_event(data: bytes) -> bool:
+    """Whether encoded event `data` is a `JobEnded`, by its third byte: after the array's header and the version."""
+    return data[2:3] == b"\x01"
+
+
 def ended_template(state: JobState, code: str, message: str) -> tuple[bytes, bytes]:
     """A result-less `JobEnded` in two halves; between them goes the attempt, which only the script knows."""
     head = b"\x96" + _pack(VERSION) + _pack(_ENDED) + _pack(state)

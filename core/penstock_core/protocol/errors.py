@@ -5,6 +5,11 @@ Every message names the field, the value, the limit and the remedy, because the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock_core.protocol.jobs import JobResult
+
 
 class PenstockError(Exception):
     """Base of every error Penstock raises on purpose."""
@@ -49,6 +54,9 @@ class QueueFull(PenstockError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[type[QueueFull], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s)
+
 
 class JobNotFound(PenstockError, KeyError):
     """No such job: never submitted, submitted to another queue or tenant, or its retention time has passed."""
@@ -62,13 +70,20 @@ class JobError(PenstockError):
 
     Attributes:
         job_id: the job.
+        message: the reason in words.
         code: stable machine-readable reason, such as `invalid_request`, `poison` or `deadline`.
+        result: what the job had produced when it ended, where its worker could still say so.
     """
 
-    def __init__(self, job_id: str, message: str, code: str) -> None:
+    def __init__(self, job_id: str, message: str, code: str, result: JobResult | None = None) -> None:
         super().__init__(f"job {job_id}: {message}")
         self.job_id = job_id
+        self.message = message
         self.code = code
+        self.result = result
+
+    def __reduce__(self) -> tuple[type[JobError], tuple[str, str, str, JobResult | None]]:
+        return type(self), (self.job_id, self.message, self.code, self.result)
 
 
 class JobFailed(JobError):
