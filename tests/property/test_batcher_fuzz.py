@@ -186,7 +186,7 @@ class Fuzz:
             held = list(doomed.pages)
             self.batcher.finish(doomed, FinishReason.CANCELLED)
             assert doomed.pages == held, "pages were freed while a write to them was pending"
-        for sequence, count in self.batcher.update(batch, answers):
+        for sequence, _, count in self.batcher.update(batch, answers):
             assert 1 <= count <= 1 + self.drafts
             if sequence.finish_reason is not None:
                 self.end(sequence)

@@ -135,13 +135,13 @@ class TokenBatcher:
         batch.vacated, self._vacated = self._vacated, []
         return batch
 
-    def update(self, batch: TokenBatch, tokens: Sequence[int]) -> list[tuple[SequenceState, int]]:
+    def update(self, batch: TokenBatch, tokens: Sequence[int]) -> list[tuple[SequenceState, int, int]]:
         """Take the target's tokens [R] at the sampled positions: accept drafts, append, finish, free pages.
 
-        Returns (sequence, number of new tokens) for every sequence that got any. A finished one has its `finish_reason`
-        set, and has given its pages back.
+        Returns (sequence, place of its first new token among the R, number of new tokens) for every sequence that was
+        sampled. A finished one has its `finish_reason` set, and has given its pages back.
         """
-        grown: list[tuple[SequenceState, int]] = []
+        grown: list[tuple[SequenceState, int, int]] = []
         rows: list[int] = []
         columns: list[int] = []
         written: list[int] = []
@@ -156,7 +156,7 @@ class TokenBatcher:
             while accepted <= last and tokens[place + accepted - 1] == sequence.draft_ids[accepted - 1]:
                 accepted += 1
             new = list(tokens[place : place + accepted])
-            place += num_samples
+            first, place = place, place + num_samples
             sequence.num_computed -= num_samples - accepted
             if sequence.draft_ids:
                 sequence.draft_ids = []
@@ -164,7 +164,7 @@ class TokenBatcher:
                 continue  # aborted while in flight
             known = sequence.num_tokens
             kept = sequence.append(new)
-            grown.append((sequence, kept))
+            grown.append((sequence, first, kept))
             if sequence.finish_reason is not None:
                 self.running.remove(sequence)
                 self._vacate(sequence)

@@ -96,10 +96,13 @@ class SequenceState:
     def append(self, tokens: list[int]) -> int:
         """Append what the sampler chose, up to where a stop id or the length limit ends it; the number kept.
 
-        Sets `finish_reason` where it ends.
+        Sets `finish_reason` where it ends. A negative token means that none could be chosen, and ends it with an error.
         """
         output = self.output_ids
         for kept, token in enumerate(tokens, 1):
+            if token < 0:
+                self.finish_reason = FinishReason.ERROR
+                return kept - 1
             output.append(token)
             if token in self.stop_ids and len(output) > self.min_tokens:
                 self.finish_reason = FinishReason.STOP

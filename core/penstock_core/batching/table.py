@@ -30,6 +30,7 @@ class TokenBatch:
         query_start: int32 [N + 1]. seq_lens: int32 [N]. block_table: int32 [N, P].
         logit_rows: int64 [R], places in the flattened batch whose logits are wanted.
         sample_rows: int64 [R], rows of the persistent arrays. output_positions: int64 [R], index of the output token.
+        drafts: int64 [R], the draft that each sampled position's context ends with, -1 for none; None: no drafts at all.
         copies: pages (source, destination) to copy before the forward pass.
         admitted: sequences that got a row for this step. vacated: rows given up since the last step.
     """
@@ -48,6 +49,7 @@ class TokenBatch:
     logit_rows: Int64
     sample_rows: Int64
     output_positions: Int64
+    drafts: Int64 | None = None
     copies: list[tuple[int, int]] = field(default_factory=list)
     admitted: list[SequenceState] = field(default_factory=list)
     vacated: list[int] = field(default_factory=list)
@@ -112,6 +114,8 @@ class SequenceTable:
             token_rows = np.repeat(rows, lengths)
             positions = np.arange(query_start[-1], dtype=np.int64) + np.repeat(starts - query_start[:-1], lengths)
         pages = self.block_table[token_rows, positions // self.page_size].astype(np.int64)
+        token_ids = self.token_ids[token_rows, positions].astype(np.int64)
+        drafts = None
         if max(num_samples) <= 1:
             sampled = np.fromiter(num_samples, np.bool_, count)
             logit_rows = query_start[1:][sampled].astype(np.int64) - 1
@@ -123,11 +127,12 @@ class SequenceTable:
             logit_rows = np.repeat(query_start[1:] - samples, samples) + within
             sample_rows = np.repeat(rows, samples)
             output_positions = np.repeat(np.fromiter(outputs, np.int64, count), samples) + within
+            drafts = np.where(within > 0, token_ids[logit_rows], -1)
         return TokenBatch(
             sequences=sequences,
             query_lens=query_lens,
             num_samples=num_samples,
-            token_ids=self.token_ids[token_rows, positions].astype(np.int64),
+            token_ids=token_ids,
             positions=positions,
             slot_mapping=pages * self.page_size + positions % self.page_size,
             query_start=query_start,
@@ -138,6 +143,7 @@ class SequenceTable:
             logit_rows=logit_rows,
             sample_rows=sample_rows,
             output_positions=output_positions,
+            drafts=drafts,
         )
 
     def append(self, rows: list[int], columns: list[int], tokens: list[int]) -> None:

@@ -1,0 +1,163 @@
+"""DistributedInferenceEngine: the model, its pages, and one call per step that turns a TokenBatch into logits.
+
+The pipeline loads it once and calls `forward` from the step loop. It decides nothing: which tokens, which pages and
+which rows are wanted is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from penstock_core.attention import AttentionBatch, LayerPages
+from penstock_core.batching import TokenBatch
+from penstock_core.cache import PageConfig, PageShape, allocate_pages, choose_num_pages, copy_pages, stored_dtype
+from penstock_core.distributed.config import DistributedConfig
+from penstock_core.distributed.memory import check_weights_fit, free_memory_bytes
+from penstock_core.models import DecoderModel, ModelConfig, find_checkpoint, load_model
+from penstock_core.models.products import Quantization
+from penstock_core.protocol.errors import InvalidConfiguration
+
+PROMPT_LOGIT_ROWS = 128  # prompt positions whose logits are held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What to load, where, and how much room to give it; see `PipelineConfig` for the fields."""
+
+    model: Path | str
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: Quantization | None = None
+    max_model_len: int | None = None
+    max_num_sequences: int = 64
+    deterministic: bool = False
+    page: PageConfig = PageConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Of one forward pass: hidden states [T, hidden], and float32 logits [R, vocab] of the rows to be sampled."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+class DistributedInferenceEngine:
+    """A loaded model with its page pool.
+
+    Attributes:
+        model: the decoder. config: its `ModelConfig`.
+        num_pages, page_size, page_bytes: shape of the pool.
+        max_model_len: longest sequence in tokens.
+    """
+
+    def __init__(
+        self, model: DecoderModel, page: PageConfig, max_model_len: int | None = None, max_num_sequences: int = 64
+    ) -> None:
+        """Take a loaded model and allocate its pages.
+
+        Raises:
+            InvalidConfiguration: the pool cannot hold one sequence of `max_model_len` tokens.
+        """
+        self.model = model
+        self.config: ModelConfig = model.config
+        self.device = model.device
+        self.max_model_len = self._choose_length(max_model_len, page)
+        shape = PageShape(
+            num_layers=model.config.num_layers,
+            page_size=page.page_size,
+            num_kv_heads=model.num_local_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=stored_dtype(page.kv_dtype, model.dtype),
+        )
+        self.page_size = page.page_size
+        self.page_bytes = shape.page_bytes
+        self.num_pages = choose_num_pages(
+            page, shape.page_bytes, free_memory_bytes(self.device), self.max_model_len, max_num_sequences
+        )
+        self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages, self.device)
+
+    @classmethod
+    def load(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
+    ) -> DistributedInferenceEngine:
+        """Load a checkpoint. `progress` is called with (bytes loaded, bytes in all).
+
+        Raises:
+            InvalidConfiguration: the weights or one sequence's pages do not fit the device's memory.
+            BrokenCheckpoint, UnsupportedModel: see `load_model`.
+        """
+        device = choose_device(config.device)
+        folder = find_checkpoint(config.model)
+        check_weights_fit(folder, ModelConfig.from_checkpoint(folder), device, config.dtype, config.quantization)
+        model = load_model(
+            folder,
+            device=device,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            deterministic=config.deterministic,
+            progress=progress,
+        )
+        return cls(model, config.page, config.max_model_len, config.max_num_sequences)
+
+    def forward(self, batch: TokenBatch) -> StepOutput:
+        """Compute one step: copies pages to be written, writes the new keys and values, returns what is to be sampled."""
+        if batch.copies:
+            copy_pages(self.layers, batch.copies)
+        inputs = AttentionBatch(
+            token_ids=self._tensor(batch.token_ids),
+            positions=self._tensor(batch.positions),
+            slot_mapping=self._tensor(batch.slot_mapping),
+            query_start=self._tensor(batch.query_start),
+            seq_lens=self._tensor(batch.seq_lens),
+            block_table=self._tensor(batch.block_table),
+            max_query_len=batch.max_query_len,
+            max_seq_len=batch.max_seq_len,
+            page_size=self.page_size,
+        )
+        hidden = self.model.forward(inputs, self.layers)
+        if len(batch.logit_rows) == len(hidden):
+            return StepOutput(hidden, self.model.logits(hidden))
+        return StepOutput(hidden, self.model.logits(hidden.index_select(0, self._tensor(batch.logit_rows))))
+
+    def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of the step's rows `first` to `last`, some at a time: (first row of the part, [n, vocab])."""
+        for start in range(first, last, PROMPT_LOGIT_ROWS):
+            yield start, self.model.logits(hidden[start : min(start + PROMPT_LOGIT_ROWS, last)])
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+
+    def _choose_length(self, wanted: int | None, page: PageConfig) -> int:
+        """`wanted`, or the model's own limit; shorter where an explicit pool is smaller than that."""
+        longest = self.config.max_position
+        if wanted is None:
+            return longest if page.num_pages is None else min(longest, page.num_pages * page.page_size)
+        if wanted > longest:
+            raise InvalidConfiguration(
+                "max_model_len", f"{wanted} is above the {longest} positions that {self.config.architecture} has here"
+            )
+        return wanted
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidConfiguration("device", f"{name!r} is unknown; use auto, cpu, cuda or cuda:<n>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidConfiguration("device", f"{name!r} is not supported; use auto, cpu, cuda or cuda:<n>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidConfiguration("device", f"{name!r} is not there: {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
