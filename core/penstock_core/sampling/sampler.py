@@ -1,0 +1,108 @@
+"""The stateless sampler: logits in, one token per row out, and nothing remembered in between.
+
+token = argmax over the tokens left by the filters of `logit / temperature + Gumbel noise`, the noise a pure function of
+(seed, choice, position, token id); greedy is the same without noise. A row's token therefore depends on its own logits
+and options only: not on the batch, the worker or the attempt, and a drafted token is right exactly when it equals it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penstock_core.protocol.jobs import TokenLogprob
+from penstock_core.sampling import dense
+from penstock_core.sampling.filters import filter_floors
+from penstock_core.sampling.logprobs import Logprobs, raw_logprobs
+from penstock_core.sampling.noise import Int64, position_keys
+from penstock_core.sampling.race import Float32, block_maxima, draw
+from penstock_core.sampling.table import SamplingTable
+
+NO_TOKEN = -1
+"""Chosen where nothing can be: the options leave no token, or logits are not finite; the choice ends in `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """Chosen tokens [R], int64; `NO_TOKEN` where there is none to choose."""
+
+    token_ids: Int64
+    logprobs: Logprobs | None = None
+
+    def logprob(self, index: int) -> TokenLogprob | None:
+        """The log-probability record of row `index`, if it was asked for."""
+        return None if self.logprobs is None else self.logprobs.at(index)
+
+
+class Sampler:
+    """Chooses tokens for rows of a `SamplingTable`. Holds nothing but the table's width."""
+
+    def sample(
+        self,
+        table: SamplingTable,
+        logits: torch.Tensor,
+        rows: Int64,
+        positions: Int64,
+        drafts: Int64 | None = None,
+    ) -> SampledTokens:
+        """Choose one token per row of logits.
+
+        Args:
+            table: the options of all sequences.
+            logits: float32 [R, vocab]; used up (edited in place) by rows with penalties, bias or masks.
+            rows: [R], the table row of each. Several rows of one sequence stand together, positions ascending.
+            positions: [R], index of the output token being chosen; 0 is the sequence's first.
+            drafts: [R], the drafted token each row's context ends with, or -1 where it ends with the sequence's last
+                accepted token (every sequence's first row). None: no drafts at all.
+        """
+        asking = np.flatnonzero(table.logprobs[rows] >= 0)
+        editing = table.stateful(rows)
+        raw = logits[torch.from_numpy(asking)].cpu().numpy() if len(asking) else None
+        if editing.any():
+            none = np.full(len(rows), -1, dtype=np.int64)
+            table.edits(rows, positions, none if drafts is None else drafts).apply(logits)
+        if logits.device.type == "cpu":
+            tokens = _choose(table, logits.numpy(), rows, positions)
+        else:
+            tokens = dense.choose(table, logits, rows, positions)
+        if raw is None:
+            return SampledTokens(tokens)
+        place = np.full(len(rows), -1, dtype=np.int64)
+        place[asking] = np.arange(len(asking))
+        records = raw_logprobs(raw, np.maximum(tokens[asking], 0), table.logprobs[rows[asking]], place)
+        return SampledTokens(tokens, records)
+
+
+def _choose(table: SamplingTable, logits: Float32, rows: Int64, positions: Int64) -> Int64:
+    """Choose on the host. Greedy rows are split off: they pay for no noise."""
+    greedy = table.greedy[rows]
+    if greedy.all():
+        tokens: Int64 = logits.argmax(-1)  # the first, that is the lowest id, of equals
+        tokens[~np.isfinite(logits[np.arange(len(rows)), tokens])] = NO_TOKEN
+        return tokens
+    tokens = np.full(len(rows), NO_TOKEN, dtype=np.int64)
+    index = np.flatnonzero(~greedy)
+    most_likely = logits[greedy].argmax(-1)
+    most_likely[~np.isfinite(logits[greedy, most_likely])] = NO_TOKEN
+    tokens[greedy] = most_likely
+    blocks, maxima = block_maxima(logits if len(index) == len(rows) else logits[index])
+    possible = np.isfinite(maxima.max(-1))
+    if not possible.all():
+        index, blocks, maxima = index[possible], blocks[possible], maxima[possible]
+    if len(index):
+        tokens[index] = _draw(table, rows[index], positions[index], blocks, maxima)
+    return tokens
+
+
+def _draw(table: SamplingTable, rows: Int64, positions: Int64, blocks: Float32, maxima: Float32) -> Int64:
+    temperature = table.temperature[rows]
+    floors = None
+    if table.filtered[rows].any():
+        floors, cut_off = filter_floors(
+            blocks, maxima, temperature, table.top_k[rows], table.top_p[rows], table.min_p[rows]
+        )
+        for row, ids in cut_off:
+            blocks[row].ravel()[ids] = -np.inf
+    return draw(blocks, maxima, temperature, position_keys(table.stream[rows], positions), floors)[0]
