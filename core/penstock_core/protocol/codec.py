@@ -67,7 +67,8 @@ def _versioned(data: bytes, limit: int, what: str) -> tuple[Any, ...]:
         raise UndecodableRecord(f"{what}: a record is an array that begins with its version, got {_shown(record)}")
     if not OLDEST_READABLE <= record[0] <= VERSION:
         raise UndecodableRecord(
-            f"{what}: protocol version {record[0]}, this side reads {OLDEST_READABLE} to {VERSION}; upgrade the older side"
+            f"{what}: protocol version {record[0]}, this side reads {OLDEST_READABLE} to {VERSION}; "
+            "upgrade the older side"
         )
     return record
 
@@ -204,7 +205,7 @@ def _read_result(value: Any) -> JobResult:
     return JobResult(
         choices=tuple(_read_choice(choice) for choice in choices),
         usage=Usage(*(_count(n, "usage") for n in usage[:3])),
-        timings=Timings(*(float(ms) for ms in timings[:4]), *(_count(n, "timings") for n in timings[4:7])),
+        timings=_read_timings(timings),
         prompt_logprobs=(
             tuple(_read_logprob(lp) if lp is not None else None for lp in prompt_logprobs)
             if prompt_logprobs is not None
@@ -212,6 +213,19 @@ def _read_result(value: Any) -> JobResult:
         ),
         worker=_string(worker),
         model=_string(model),
+    )
+
+
+def _read_timings(value: Any) -> Timings:
+    queue_ms, prefill_ms, ttft_ms, decode_ms, preemptions, drafted, accepted, *_ = value
+    return Timings(
+        float(queue_ms),
+        float(prefill_ms),
+        float(ttft_ms),
+        float(decode_ms),
+        _count(preemptions, "preemptions"),
+        _count(drafted, "drafted_tokens"),
+        _count(accepted, "accepted_tokens"),
     )
 
 
@@ -254,9 +268,9 @@ def _token_ids(values: Any) -> tuple[int, ...]:
 
 
 def encode_request(request: GenerationRequest) -> bytes:
-    """Bytes of a request: `[version, {field: value}]` with the fields that were set; raises `InvalidRequest` if too long.
+    """Bytes of a request: `[version, {field: value}]` with the fields that were set.
 
-    Defaults are not written: they are part of the protocol version.
+    Defaults are not written: they are part of the protocol version. Raises `InvalidRequest` if it is too long.
     """
     fields: dict[str, Any] = {name: getattr(request, name) for name in request.model_fields_set}
     messages: tuple[ChatMessage, ...] | None = fields.get("messages")
@@ -287,7 +301,10 @@ def _plain_sampling(sampling: SamplingParams) -> dict[str, Any]:
 
 
 def decode_request(data: bytes) -> GenerationRequest:
-    """The request in `data`, validated; raises `UndecodableRecord`."""
+    """The request in `data`, validated.
+
+    Raises `UndecodableRecord` for bytes that are no request, `InvalidRequest` for a request with a wrong field.
+    """
     record = _versioned(data, MAX_REQUEST_BYTES, "request")
     if len(record) < 2 or not isinstance(record[1], dict):
         raise UndecodableRecord("request: a map of fields is expected after the version")
@@ -298,9 +315,9 @@ def decode_request(data: bytes) -> GenerationRequest:
         sampling = fields.get("sampling")
         if sampling is not None and sampling.get("logit_bias"):
             sampling["logit_bias"] = dict(sampling["logit_bias"])
-        return GenerationRequest.parse(fields)
-    except (InvalidRequest, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UndecodableRecord(f"request: {error}") from None
+    return GenerationRequest.parse(fields)
 
 
 # --- metadata and other maps of named values --------------------------------------------------------------------------
