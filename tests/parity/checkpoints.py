@@ -40,7 +40,7 @@ def write_checkpoint(folder: Path, config: Any, **save: Any) -> Any:
             elif "bias" in name:
                 parameter.normal_(0.0, 0.3)
             elif "embed" in name:
-                parameter.normal_(0.0, 1.0)
+                parameter.normal_(0.0, 0.05 if "gemma" in config.model_type else 1.0)  # else it echoes its input
             else:
                 parameter.normal_(0.0, 1.6 / parameter.shape[-1] ** 0.5)
     model.save_pretrained(folder, **save)
@@ -110,11 +110,6 @@ def reference_logits(model: Any, prompt: Sequence[int]) -> Tensor:
 
 def reference_greedy(model: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
     """transformers' greedy continuation."""
-    out = model.generate(
-        torch.tensor([list(prompt)]),
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        eos_token_id=-1,
-    )
+    model.generation_config.eos_token_id = None
+    out = model.generate(torch.tensor([list(prompt)]), do_sample=False, max_new_tokens=new_tokens)
     return out[0, len(prompt) :].tolist()

@@ -7,12 +7,14 @@ from penstock_core.models.decoder import DecoderModel
 from penstock_core.models.errors import BrokenCheckpoint, UnsupportedModel
 from penstock_core.models.loading import find_checkpoint, load_model
 from penstock_core.models.parallel import TensorParallelGroup
+from penstock_core.models.tokenizer import Tokenizer
 
 __all__ = [
     "BrokenCheckpoint",
     "DecoderModel",
     "ModelConfig",
     "TensorParallelGroup",
+    "Tokenizer",
     "UnsupportedModel",
     "find_checkpoint",
     "load_model",
