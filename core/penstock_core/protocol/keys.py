@@ -29,6 +29,7 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:config` | hash | the operator's bounds for the queue | the queue's |
 """
 
+# ruff: noqa: E501  (the catalogue is a table)
 from __future__ import annotations
 
 import re

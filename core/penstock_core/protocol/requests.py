@@ -95,7 +95,7 @@ class SamplingParams(_Record):
         min_tokens: end-of-sequence and stop ids are not sampled, and stop strings not matched, before this many tokens.
         stop: strings that end a choice; cut from the text unless `include_stop`.
         stop_token_ids: token ids that end a choice; their text is cut unless `include_stop`.
-        presence_penalty, frequency_penalty: subtracted from logits of tokens in the output so far (OpenAI's definition).
+        presence_penalty, frequency_penalty: subtracted from logits of tokens in the output so far (as OpenAI does).
         repetition_penalty: divides positive and multiplies negative logits of tokens in prompt and output (CTRL).
         logit_bias: token id -> added to its logit.
         allowed_token_ids: only these tokens are sampled.
@@ -202,7 +202,7 @@ class JobOptions(_Record):
         priority: 0 (least urgent) to 9 (most urgent).
         tenant: whose job it is; fairness, limits and isolation are per tenant.
         deadline_s: seconds from submission after which the job is expired.
-        delay_s: seconds from submission before which it is not started. `not_before` is the absolute form, epoch seconds.
+        delay_s: seconds from submission before which it is not started. `not_before`: the same as epoch seconds.
         max_retries: retries after errors marked retryable (crashes and drains do not count).
         idempotency_key: the same key of the same tenant returns the same job for as long as that job is retained.
         result_ttl_s: seconds the finished job, its result and its token log are kept.

@@ -45,8 +45,8 @@ def reclaim(
 ) -> Call[ReclaimOutcome]:
     """One round of upkeep, at most `limit` jobs of each kind. Any worker may run it at any time.
 
-    Jobs whose lease ran out go back in line, or are dead after `max_crashes` crashes. With `worker_id`, so do all of that
-    worker's, unless it has beaten since `heartbeat_ms`, the heartbeat read before it was found gone.
+    Jobs whose lease ran out go back in line, or are dead after `max_crashes` crashes. With `worker_id`, so do all of
+    that worker's, unless it has beaten since `heartbeat_ms`, the heartbeat read before it was found gone.
     """
     message = f"it crashed its workers {max_crashes} times (max_crashes {max_crashes})"
     poison = ended_template(JobState.DEAD, POISON_CODE, message)

@@ -56,7 +56,7 @@ class SubmitOutcome:
 
 _FULL_MESSAGES = {
     "max_waiting_jobs": "{queue}: {current} jobs wait, max_waiting_jobs is {limit}; add workers or raise it",
-    "max_waiting_bytes": "{queue}: {current} bytes of requests wait, max_waiting_bytes is {limit}; add workers or raise it",
+    "max_waiting_bytes": "{queue}: {current} bytes wait, max_waiting_bytes is {limit}; add workers or raise it",
     "max_queued": "{queue}: {current} jobs of tenant {tenant} wait, max_queued is {limit}; submit slower or raise it",
     "tokens_per_minute": (
         "{queue}: tenant {tenant} has used {current} of its tokens_per_minute {limit}; submit slower or raise it"

@@ -153,8 +153,8 @@ def read_jobs(keys: QueueKeys, job_ids: Sequence[str]) -> Call[list[JobStatus | 
 
 def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
     (
-        state, priority, tenant, attempt, crashes, errors, owner, submitted, enqueued, started, finished, deadline, tokens,
-        metadata, error_code, error_message, cancel, trace, ended,
+        state, priority, tenant, attempt, crashes, errors, owner, submitted, enqueued, started, finished, deadline,
+        tokens, metadata, error_code, error_message, cancel, trace, ended,
     ) = values  # fmt: skip
     failure = JobFailure(text(error_code), text(error_message)) if error_code else None
     job_state = JobState(text(state))
@@ -222,7 +222,7 @@ def dead_letters(keys: QueueKeys, *, limit: int = 100, before: str = "") -> Call
 
     def parse(reply: Any) -> list[DeadLetter]:
         return [
-            DeadLetter(*(text(value) for value in reply[i : i + 4]), at_ms=number(reply[i + 4]))
+            DeadLetter(text(reply[i]), text(reply[i + 1]), text(reply[i + 2]), text(reply[i + 3]), number(reply[i + 4]))
             for i in range(0, len(reply), 5)
         ]
 
