@@ -1,0 +1,54 @@
+"""The tree of commands: what `penstock --help` shows, and where each command lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+import typer.main
+
+from penstock.cli.help import Entry, Group
+
+_JOBS, _RUN, _SEE = "Jobs", "Run", "See"
+ENTRIES = (
+    Entry("demo", _SEE, "Watch the whole thing work, one worker killed mid-stream, nothing lost.", "penstock.cli.demo"),
+    Entry("submit", _JOBS, "Submit a prompt; wait for the answer or stream it live.", "penstock.cli.submit"),
+    Entry("watch", _JOBS, "Stream the tokens of one job or several, from any offset.", "penstock.cli.watch"),
+    Entry("result", _JOBS, "Print the result of a job, waiting for it if it still runs.", "penstock.cli.result"),
+    Entry("cancel", _JOBS, "Cancel jobs, queued or running.", "penstock.cli.cancel"),
+    Entry("jobs", _JOBS, "List jobs: running, queued, recent, dead.", "penstock.cli.jobs"),
+    Entry("dead", _JOBS, "Inspect, requeue or purge dead-lettered jobs.", "penstock.cli.dead"),
+    Entry("serve", _RUN, "Start a private Redis and workers in one command.", "penstock.cli.serve"),
+    Entry("worker", _RUN, "Start one worker: a model on a device, pulling jobs as it has room.", "penstock.cli.worker"),
+    Entry("top", _SEE, "A live view of queues, workers and tokens per second.", "penstock.cli.top"),
+    Entry(
+        "doctor", _SEE, "Check this machine and the broker; each problem comes with its remedy.", "penstock.cli.doctor"
+    ),
+    Entry("version", _SEE, "Print the version.", "penstock.cli.version"),
+)
+
+
+class Root(Group):
+    """`penstock` itself."""
+
+    entries = ENTRIES
+
+
+app = typer.Typer(cls=Root, name="penstock", no_args_is_help=True, rich_markup_mode=None, add_completion=True)
+
+
+@app.callback()
+def penstock(
+    version: bool = typer.Option(False, "--version", "-V", is_eager=True, help="Print the version."),
+) -> None:
+    """A durable LLM-generation queue: Redis Streams in, token streams out, nothing lost in between."""
+    if version:
+        from penstock.cli.version import print_version
+
+        print_version(as_json=False)
+        raise typer.Exit
+
+
+def command_line() -> Any:
+    """The command tree, ready to run."""
+    return typer.main.get_command(app)
