@@ -207,6 +207,23 @@ def read_events(keys: QueueKeys, job_id: str, *, after: str = "", limit: int = 1
 
 
 @dataclass(frozen=True, slots=True)
+class JobEnd:
+    """A job's state, and once it has ended its terminal event, encoded; b'' before that."""
+
+    state: JobState
+    event: bytes
+
+
+def read_end(keys: QueueKeys, job_id: str) -> Call[JobEnd | None]:
+    """How the job ended, if it has; None where there is no such job."""
+
+    def parse(reply: Any) -> JobEnd | None:
+        return JobEnd(JobState(text(reply[0][0])), reply[0][1]) if reply[0] else None
+
+    return Call(load_script("read_end"), (keys.prefix,), [0, job_id], parse)
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """Why and when a job was dead-lettered. `job_id` is '' where a stray stream entry named none."""
 
