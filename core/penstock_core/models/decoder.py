@@ -25,6 +25,7 @@ from penstock_core.models.layers import (
     RMSNorm,
     RowParallelLinear,
     Rows,
+    SplitRMSNorm,
     VocabularyEmbedding,
     VocabularyHead,
 )
@@ -59,7 +60,8 @@ class Attention:
             config.num_heads * dim,
             bias=config.attention_output_bias,
         )
-        self._q_norm = self._k_norm = None
+        self._q_norm: RMSNorm | None = None
+        self._k_norm: RMSNorm | None = None
         self._norm_heads = config.qk_norm == "head"
         self._group = group
         if config.qk_norm == "head":
@@ -67,8 +69,8 @@ class Attention:
             self._k_norm = RMSNorm(context, f"{module}.k_norm", dim)
         elif config.qk_norm == "projection":
             q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
-            self._q_norm = RMSNorm(context, f"{module}.q_norm", q_size, _scaled(q, dim))
-            self._k_norm = RMSNorm(context, f"{module}.k_norm", kv_size, _scaled(kv, dim))
+            self._q_norm = SplitRMSNorm(context, f"{module}.q_norm", q_size, _scaled(q, dim))
+            self._k_norm = SplitRMSNorm(context, f"{module}.k_norm", kv_size, _scaled(kv, dim))
 
     def __call__(self, x: Tensor, step: _Step, pages: LayerPages) -> Tensor:
         """[T, hidden] -> [T, hidden]."""

@@ -151,6 +151,23 @@ class RMSNorm:
         return rows.add_rms_norm(residual, delta, self.weight, self._eps)
 
 
+class SplitRMSNorm(RMSNorm):
+    """A norm over a dimension split among ranks: each has a part of the row, and all need its whole mean square."""
+
+    def __init__(self, context: BuildContext, module: str, size: int, take: slice) -> None:
+        super().__init__(context, module, size, take)
+        self._group = context.group
+        self._size = (take.stop - take.start) * context.group.size  # what the sum counts: replicated heads repeat
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, size / ranks] -> the same."""
+        if self._group.size == 1:
+            return super().__call__(x)
+        wide = x.float()
+        squares = self._group.all_reduce(wide.square().sum(-1, keepdim=True))
+        return (wide * torch.rsqrt(squares / self._size + self._eps) * self.weight).to(x.dtype)
+
+
 class VocabularyEmbedding:
     """Token embeddings, split among ranks by token id. int64 [T] -> [T, hidden]."""
 
@@ -314,6 +331,7 @@ __all__ = [
     "RMSNorm",
     "RowParallelLinear",
     "Rows",
+    "SplitRMSNorm",
     "VocabularyEmbedding",
     "VocabularyHead",
 ]
