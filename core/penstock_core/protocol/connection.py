@@ -112,13 +112,14 @@ def _node(place: str, default_port: int, url: str) -> tuple[str, int]:
     return host.strip("[]"), int(port or default_port)
 
 
-def _settings(timeout_s: float, client_name: str | None, max_connections: int | None) -> dict[str, Any]:
+def _settings(url: str, timeout_s: float, client_name: str | None, max_connections: int | None) -> dict[str, Any]:
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     return {
         "protocol": 2,
         "decode_responses": False,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": min(timeout_s, TIMEOUT_S),
-        "socket_keepalive": True,
+        **keepalive,
         "health_check_interval": HEALTH_CHECK_S,
         "client_name": client_name,
         "max_connections": max_connections,
@@ -133,11 +134,15 @@ def connect(
     Commands are answered or fail within `timeout_s` and are never repeated by the transport.
     A cluster's client is redis-py's `RedisCluster`, which has the same commands.
     """
-    settings = _settings(timeout_s, client_name, max_connections)
+    settings = _settings(url, timeout_s, client_name, max_connections)
     if "+" not in _scheme(url):
         try:
-            return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **settings)
-        except ValueError as error:
+            client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **settings)
+            client.connection_pool.connection_class(
+                **client.connection_pool.connection_kwargs
+            )  # refuses unknown options
+            return client
+        except (ValueError, TypeError) as error:
             raise InvalidConfiguration("redis", f"{masked(url)!r}: {error}") from None
     broker = _parse(url)
     if broker.kind == "sentinel":
@@ -156,12 +161,14 @@ def connect_async(
     url: str, *, timeout_s: float = TIMEOUT_S, client_name: str | None = None, max_connections: int | None = None
 ) -> redis.asyncio.Redis:
     """As `connect`, for asyncio."""
-    settings = _settings(timeout_s, client_name, max_connections)
+    settings = _settings(url, timeout_s, client_name, max_connections)
     retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
     if "+" not in _scheme(url):
         try:
-            return redis.asyncio.Redis.from_url(url, retry=retry, **settings)
-        except ValueError as error:
+            client = redis.asyncio.Redis.from_url(url, retry=retry, **settings)
+            client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+            return client
+        except (ValueError, TypeError) as error:
             raise InvalidConfiguration("redis", f"{masked(url)!r}: {error}") from None
     broker = _parse(url)
     if broker.kind == "sentinel":

@@ -46,22 +46,61 @@ local function is_open(tenant)
   return known
 end
 
-local passed = {} -- level and tenant whose jobs all wait for another worker, for this call
+-- The two orders of a level, heads and fair, as far as this call has read them: the first few tenants that may be served,
+-- and the horizon, the score from which on there may be others. Changes stay here until written back.
+local FEW = 8
+local passed = {} -- level and tenant that have nothing (more) for this worker, for this call
 
--- The first tenant of a level's order that may be served.
-local function first_open(order, priority)
-  local from, size = 0, 4
-  while true do
-    local page = call('ZRANGE', order .. priority, from, from + size - 1, 'WITHSCORES')
+local function read_order(order)
+  for i = 1, #order do
+    if order[i].changed then
+      call('ZADD', order.key, 'XX', order[i].score, order[i].tenant)
+    end
+    order[i] = nil
+  end
+  order.horizon = nil
+  local from = 0
+  repeat
+    local page = call('ZRANGE', order.key, from, from + FEW, 'WITHSCORES')
     for i = 1, #page, 2 do
-      if not passed[priority .. ':' .. page[i]] and is_open(page[i]) then
-        return page[i], tonumber(page[i + 1])
+      local tenant, score = page[i], tonumber(page[i + 1])
+      if not passed[order.priority .. ':' .. tenant] and is_open(tenant) then
+        if #order == FEW then
+          order.horizon = score
+          return
+        end
+        order[#order + 1] = { tenant = tenant, score = score }
       end
     end
-    if #page < 2 * size then
-      return nil
+    from = from + FEW + 1
+  until #page < 2 * (FEW + 1)
+end
+
+-- The tenant with the least score that may be served, or nil.
+local function least_of(order)
+  for _ = 1, 2 do
+    local best
+    for i = 1, #order do
+      local place = order[i]
+      if (not best or place.score < best.score) and open[place.tenant]
+        and not passed[order.priority .. ':' .. place.tenant] then
+        best = place
+      end
     end
-    from, size = from + size, PAGE
+    if not order.horizon or (best and best.score <= order.horizon) then
+      return best
+    end
+    read_order(order)
+  end
+  return nil
+end
+
+local function rescore(order, tenant, score)
+  for i = 1, #order do
+    if order[i].tenant == tenant then
+      order[i].score, order[i].changed = score, true
+      return
+    end
   end
 end
 
@@ -87,9 +126,9 @@ local function line_of(priority, tenant)
   local name = priority .. ':' .. tenant
   local line = lines[name]
   if not line then
-    line = { priority = priority, tenant = tenant, ready = {}, resume = {} }
+    line = { name = name, priority = priority, tenant = tenant }
     for _, at in ipairs({ 'ready', 'resume' }) do
-      line[at] = { at = at, key = Q .. at .. ':' .. name, last = nil, spent = false }
+      line[at] = { at = at, key = Q .. at .. ':' .. name, first = 1, last = nil, spent = false, taken = {} }
     end
     lines[name] = line
   end
@@ -144,154 +183,167 @@ local function choose(line, by_age)
   return nil
 end
 
-local levels = {} -- priority -> {tenant, t} of its oldest head
-local waits = {}  -- priorities anyone waits in, open or not
+local levels = {} -- most urgent first: {priority, heads, fair}
 
-local function look(priority)
-  local tenant, t = first_open(Q .. 'heads:', priority)
-  levels[priority] = tenant and { tenant = tenant, t = t } or nil
-end
-
--- A pointer left a tenant's line: set its head anew.
-local function advance(line)
+-- A pointer left a tenant's line: its head may be another.
+local function advance(level, line)
   local ready, resume = fill(line.ready, 1)[1], fill(line.resume, 1)[1]
   local head = ready and ready.t
   if resume and (not head or resume.t < head) then
     head = resume.t
   end
   if head then
-    call('ZADD', Q .. 'heads:' .. line.priority, head, line.tenant)
+    rescore(level.heads, line.tenant, head)
   else
-    refresh_head(line.priority, line.tenant)
+    passed[line.name] = true
   end
-  look(line.priority)
 end
 
--- Virtual tokens of a claimed job, now, and visible to the next choice of this call.
-local function charge_now(job)
-  local target = num(job.input) + 2 * math.max(num(job.output), num(job.tokens))
-  local delta = target - num(job.charged)
-  if delta ~= 0 then
-    local score = call('ZINCRBY', Q .. 'tenants', delta, job.tenant)
-    for i = 1, #waits do
-      call('ZADD', Q .. 'fair:' .. waits[i], 'XX', score, job.tenant)
+local charges = {} -- tenant -> virtual tokens charged by this call
+
+-- Charge a claimed job's virtual tokens, at once visible to the next choice of this call.
+local function charge_now(tenant, delta)
+  charges[tenant] = (charges[tenant] or 0) + delta
+  for i = 1, #levels do
+    local fair = levels[i].fair
+    for j = 1, #fair do
+      if fair[j].tenant == tenant then
+        fair[j].score, fair[j].changed = fair[j].score + delta, true
+      end
     end
-    job.charged = target
   end
 end
 
+local FIELDS = {
+  'state', 'entry', 'at', 'deadline', 'request', 'attempt', 'input', 'output', 'tokens', 'charged', 'bytes', 'client',
+  'enqueued', 'crashes', 'errors', 'retries', 'trace',
+}
 local leases, held, claimed = {}, {}, {}
 
-local function start(job, request, trace)
-  local key = Q .. 'job:' .. job.id
-  local attempt = num(job.attempt) + 1
-  charge_now(job)
-  call('HSET', key, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now, 'charged', job.charged,
-    'at', '', 'entry', '', 'left', '')
-  if job.deadline ~= '' then
-    call('ZREM', Q .. 'deadlines', job.id)
+local function start(line, pointer, job)
+  local id, tenant, tag = pointer.id, line.tenant, pointer.tag
+  local attempt = num(job[6]) + 1
+  local charged = num(job[7]) + 2 * math.max(num(job[8]), num(job[9]))
+  charge_now(tenant, charged - num(job[10]))
+  call('HSET', Q .. 'job:' .. id, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now, 'charged',
+    charged)
+  if job[4] then
+    call('ZREM', Q .. 'deadlines', id)
   end
-  if job.affinity ~= '' and owners[job.affinity] ~= worker then
-    call('SET', Q .. 'affinity:' .. job.affinity, worker, 'PX', AFFINITY_MS)
-    owners[job.affinity] = false
+  if tag ~= '' and owners[tag] ~= worker then
+    call('SET', Q .. 'affinity:' .. tag, worker, 'PX', AFFINITY_MS)
+    owners[tag] = false
   end
-  tally(job.tenant, 'queued', -1)
-  tally(job.tenant, 'running', 1)
-  count('waiting_bytes', -num(job.bytes))
-  if room[job.tenant] then
-    room[job.tenant] = room[job.tenant] - 1
-    open[job.tenant] = room[job.tenant] > 0
+  tally(tenant, 'queued', -1)
+  tally(tenant, 'running', 1)
+  count('waiting_bytes', -num(job[11]))
+  if room[tenant] then
+    room[tenant] = room[tenant] - 1
+    open[tenant] = room[tenant] > 0
   end
   local chunks = {}
-  if job.attempt ~= '0' then
-    local log = call('XRANGE', Q .. 'events:' .. job.id, '-', '+')
+  if attempt > 1 then
+    local log = call('XRANGE', Q .. 'events:' .. id, '-', '+')
     for i = 1, #log do
       chunks[i] = entry_field(log[i][2], 'c')
     end
   end
   leases[#leases + 1] = now + lease_ms
-  leases[#leases + 1] = job.id
-  held[#held + 1] = job.id
+  leases[#leases + 1] = id
+  held[#held + 1] = id
   claimed[#claimed + 1] = {
-    job.id, attempt, request, job.priority, job.tenant, job.client, job.enqueued, now, job.deadline, job.crashes,
-    job.errors, job.retries, trace or '', chunks,
+    id, attempt, job[5], line.priority, tenant, job[12] or '', job[13], now, job[4] or '', job[14] or '', job[15] or '',
+    job[16] or '', job[17] or '', chunks,
   }
 end
 
 -- Take the pointer at `position` of a stream. Returns false where the job does not fit.
 local function take(line, stream, position)
   local pointer = stream[position]
-  local job = load_job(pointer.id)
-  if not job or job.state ~= 'queued' or job.entry ~= pointer.entry or job.at ~= stream.at then
+  local job = call('HMGET', Q .. 'job:' .. pointer.id, unpack(FIELDS))
+  if job[1] ~= 'queued' or job[2] ~= pointer.entry or job[3] ~= stream.at then
     table.remove(stream, position)
-    drop_pointer(stream, pointer.entry, pointer.id, job and 'the job waits elsewhere' or 'the job it names is gone')
+    drop_pointer(stream, pointer.entry, pointer.id, job[1] and 'the job waits elsewhere' or 'the job it names is gone')
     return true
   end
-  local expired = past_deadline(job.deadline)
+  local expired = past_deadline(job[4] or '')
   if not expired and pointer.cost > free_tokens and not (idle and #claimed == 0) then
     return false
   end
   table.remove(stream, position)
   if expired then
-    end_by_template(job, 'expired', ARGV[8], ARGV[9])
+    end_by_template(load_job(pointer.id), 'expired', ARGV[8], ARGV[9])
     dropped = dropped + 1
-    return true
-  end
-  local rest = call('HMGET', Q .. 'job:' .. job.id, 'request', 'trace')
-  if not rest[1] then
-    end_dead(job, 'undecodable', ARGV[12], ARGV[10] .. pack_uint(num(job.attempt)) .. ARGV[11], '')
+  elseif not job[5] then
+    end_dead(load_job(pointer.id), 'undecodable', ARGV[12], ARGV[10] .. pack_uint(num(job[6])) .. ARGV[11], '')
     dropped = dropped + 1
-    return true
+  else
+    stream.taken[#stream.taken + 1] = pointer.entry
+    start(line, pointer, job)
+    free_tokens = free_tokens - pointer.cost
   end
-  call('XDEL', stream.key, pointer.entry)
-  start(job, rest[1], rest[2])
-  free_tokens = free_tokens - pointer.cost
   return true
 end
 
 for p = 9, 0, -1 do
-  look(p)
-  if levels[p] or call('EXISTS', Q .. 'heads:' .. p) == 1 then
-    waits[#waits + 1] = p
+  local heads = { key = Q .. 'heads:' .. p, priority = p }
+  read_order(heads)
+  if heads[1] then
+    local fair = { key = Q .. 'fair:' .. p, priority = p }
+    read_order(fair)
+    levels[#levels + 1] = { priority = p, heads = heads, fair = fair }
   end
+end
+
+-- The level to serve, the tenant in it, and whether its age decides.
+local function next_turn()
+  local best, head, effective
+  for i = 1, #levels do
+    local first = least_of(levels[i].heads)
+    local value = first and levels[i].priority + (now - first.score) / aging
+    if value and (not best or value > effective) then
+      best, head, effective = levels[i], first, value
+    end
+  end
+  if not best then
+    return nil
+  end
+  if effective >= AGED then
+    return best, head.tenant, true
+  end
+  local fairest = least_of(best.fair)
+  return best, fairest and fairest.tenant or head.tenant, false
 end
 
 local wanted = math.min(max_jobs, free_sequences)
 while #claimed < wanted and dropped < MAX_DROPPED do
-  local best, effective
-  for i = 1, #waits do
-    local level = levels[waits[i]]
-    if level then
-      local value = waits[i] + (now - level.t) / aging
-      if not best or value > effective then
-        best, effective = waits[i], value
-      end
-    end
-  end
-  if not best then
+  local level, tenant, by_age = next_turn()
+  if not level then
     break
   end
-  local by_age = effective >= AGED
-  local tenant = by_age and levels[best].tenant or first_open(Q .. 'fair:', best)
-  if not tenant then
-    levels[best] = nil
+  local line = line_of(level.priority, tenant)
+  local stream, position = choose(line, by_age)
+  if not stream then
+    passed[line.name] = true
+  elseif take(line, stream, position) then
+    advance(level, line)
   else
-    local line = line_of(best, tenant)
-    local stream, position = choose(line, by_age)
-    if stream then
-      if not take(line, stream, position) then
-        break
-      end
-      advance(line)
-    elseif line.ready[1] then
-      passed[best .. ':' .. tenant] = true
-      look(best)
-    else
-      advance(line)
-    end
+    break
   end
 end
 
+-- Write back what was decided.
+for _, line in pairs(lines) do
+  for _, at in ipairs({ 'ready', 'resume' }) do
+    if #line[at].taken > 0 then
+      call('XDEL', line[at].key, unpack(line[at].taken))
+    end
+  end
+  refresh_head(line.priority, line.tenant)
+end
+for tenant, delta in pairs(charges) do
+  tally(tenant, 'charge', delta)
+end
 if #claimed > 0 then
   call('ZADD', Q .. 'leases', unpack(leases))
   call('SADD', Q .. 'held:' .. worker, unpack(held))

@@ -54,7 +54,7 @@ local function fail(at)
   if ARGV[at + 4] == '1' and job.errors <= num(job.retries) then
     return delay(job, ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 6]))
   end
-  end_job(job, 'failed', ARGV[at + 5], worker)
+  end_job(job, 'failed', ARGV[at + 5], worker, { 'errors', job.errors })
   return 'failed'
 end
 

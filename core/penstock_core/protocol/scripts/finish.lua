@@ -13,7 +13,7 @@ local worker = ARGV[2]
 -- Append the last chunks; returns false where one leaves a gap.
 local function append_last(job, at, chunks)
   local key = Q .. 'job:' .. job.id
-  local log_bytes, appended = num(call('HGET', key, 'log_bytes')), 0
+  local appended = 0
   for i = 0, chunks - 1 do
     local field, payload = 'off:' .. ARGV[at + 4 * i], ARGV[at + 4 * i + 3]
     local offset, n = tonumber(ARGV[at + 4 * i + 1]), tonumber(ARGV[at + 4 * i + 2])
@@ -24,8 +24,7 @@ local function append_last(job, at, chunks)
     end
     if outcome == 'new' then
       appended = appended + n
-      log_bytes = log_bytes + #payload
-      call('HSET', key, field, offset + n, 'tokens', num(job.tokens) + appended, 'log_bytes', log_bytes)
+      call('HSET', key, field, offset + n, 'tokens', num(job.tokens) + appended)
     end
   end
   job.tokens = num(job.tokens) + appended
@@ -47,9 +46,8 @@ local function finish(at, chunks)
   if not append_last(job, at + 7, chunks) then
     return 'fenced'
   end
-  end_job(job, state, ended, worker)
+  end_job(job, state, ended, worker, { 'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens })
   charge_to(job, prompt_tokens + 2 * completion_tokens)
-  call('HSET', Q .. 'job:' .. id, 'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens)
   count('tokens_in', prompt_tokens)
   -- Tokens never streamed (best_of) count when the job ends.
   count('tokens_out', math.max(0, completion_tokens - job.tokens))

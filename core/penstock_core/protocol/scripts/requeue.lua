@@ -13,7 +13,7 @@ local function requeue(id)
   end
   local key = Q .. 'job:' .. id
   local more = call('HMGET', key, 'request', 'letter')
-  if job.state ~= 'dead' or not more[1] then
+  if job.state ~= 'dead' or not more[1] or more[1] == '' then
     return 'not_dead'
   end
   if more[2] then

@@ -98,16 +98,24 @@ local function accept(at, id, key)
   else
     entry = stand_in('ready', id, priority, tenant, now, num(input) + num(output), affinity)
   end
-  call('HSET', key, 'state', state, 'request', request, 'bytes', #request, 'attempt', 0, 'owner', '', 'priority',
-    priority, 'tenant', tenant, 'client', client, 'submitted', now, 'enqueued', due, 'deadline', deadline, 'input',
-    input, 'output', output, 'affinity', affinity, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'dedupe', dedupe,
-    'at', stands, 'entry', entry)
-  if ARGV[at + 13] ~= '' then
-    call('HSET', key, 'metadata', ARGV[at + 13])
+  local fields = {
+    'state', state, 'request', request, 'bytes', #request, 'attempt', 0, 'priority', priority, 'tenant', tenant,
+    'submitted', now, 'enqueued', due, 'input', input, 'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11],
+    'at', stands, 'entry', entry,
+  }
+  local function set(name, value)
+    if value ~= '' then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
   end
-  if ARGV[at + 14] ~= '' then
-    call('HSET', key, 'trace', ARGV[at + 14])
-  end
+  set('client', client)
+  set('deadline', deadline)
+  set('affinity', affinity)
+  set('dedupe', dedupe)
+  set('metadata', ARGV[at + 13])
+  set('trace', ARGV[at + 14])
+  call('HSET', key, unpack(fields))
   count('submitted')
   count('waiting_bytes', #request)
   return state

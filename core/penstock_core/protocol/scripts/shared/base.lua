@@ -45,6 +45,7 @@ local RATE_WINDOW_MS = 30000 -- time constant of the departure rate in `stats`
 local counts = {}  -- field of `stats` -> change
 local tallies = {} -- tenant -> {queued, delayed, running, charge}: changes
 local frames = {}  -- client -> list of packed [job id, event] pairs
+local leaving = {} -- worker -> ids of jobs it lets go
 
 local function count(name, by)
   counts[name] = (counts[name] or 0) + (by or 1)
@@ -124,6 +125,10 @@ local function flush_tenant(tenant, entry)
 end
 
 local function flush()
+  for worker, ids in pairs(leaving) do
+    call('ZREM', Q .. 'leases', unpack(ids))
+    call('SREM', Q .. 'held:' .. worker, unpack(ids))
+  end
   for tenant, entry in pairs(tallies) do
     flush_tenant(tenant, entry)
   end
@@ -135,4 +140,5 @@ local function flush()
   for client, frame in pairs(frames) do
     call('PUBLISH', Q .. 'client:' .. client, '\221' .. be32(#frame) .. table.concat(frame))
   end
+  counts, tallies, frames, leaving = {}, {}, {}, {}
 end

@@ -53,8 +53,12 @@ end
 
 -- A worker lets go of a running job: lease, held set and counts. An estimate charged at claim becomes the actual count.
 local function leave_worker(job)
-  call('ZREM', Q .. 'leases', job.id)
-  call('SREM', Q .. 'held:' .. job.owner, job.id)
+  local ids = leaving[job.owner]
+  if not ids then
+    ids = {}
+    leaving[job.owner] = ids
+  end
+  ids[#ids + 1] = job.id
   tally(job.tenant, 'running', -1)
   charge_to(job, num(job.input) + 2 * num(job.tokens))
 end
@@ -94,8 +98,8 @@ end
 
 -- The end of a job, whatever led to it: exactly one terminal event, the end mark in its log, and a lifetime for all it
 -- leaves. `ended` is the JobEnded record; `owner` stays in the hash where the worker itself ended the job, so that its
--- call repeated after a lost reply is recognised, and is '' otherwise.
-local function end_job(job, state, ended, owner)
+-- call repeated after a lost reply is recognised, and is '' otherwise. `more` are further fields and values to store.
+local function end_job(job, state, ended, owner, more)
   if job.state == 'running' then
     leave_worker(job)
   else
@@ -103,13 +107,17 @@ local function end_job(job, state, ended, owner)
   end
   local key, log = Q .. 'job:' .. job.id, Q .. 'events:' .. job.id
   local ttl = num(job.ttl)
-  call('HSET', key, 'state', state, 'owner', owner, 'finished', now, 'result', ended, 'charged', job.charged, 'crashes',
-    job.crashes, 'errors', job.errors)
+  local fields = more or {}
+  local n = #fields
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'state', state, 'owner', owner
+  fields[n + 5], fields[n + 6], fields[n + 7], fields[n + 8] = 'finished', now, 'result', ended
   if state == 'dead' then
     ttl = math.max(ttl, setting('dead_ttl_ms'))
+    fields[n + 9], fields[n + 10] = 'crashes', job.crashes
   elseif state ~= 'failed' then
-    call('HDEL', key, 'request', 'at', 'entry')
+    fields[n + 9], fields[n + 10] = 'request', '' -- nobody runs it again: give its memory back
   end
+  call('HSET', key, unpack(fields))
   call('XADD', log, '*', 'end', state)
   call('PEXPIRE', log, ttl)
   call('PEXPIRE', key, ttl)

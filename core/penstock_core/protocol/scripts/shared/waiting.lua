@@ -35,13 +35,19 @@ local function join_level(priority, tenant)
   call('ZADD', Q .. 'fair:' .. priority, score, tenant)
 end
 
+local standing = {} -- level and tenant this call has already seen in its level
+
 -- Append a pointer to `at` ('ready' or 'resume'); `t` is since when the job waits. Returns the entry id.
 local function stand_in(at, id, priority, tenant, t, cost, tag)
-  local entry = call('XADD', Q .. at .. ':' .. priority .. ':' .. tenant, '*', 'id', id, 't', t, 'cost', cost, 'tag', tag)
-  if call('ZADD', Q .. 'heads:' .. priority, 'NX', t, tenant) == 1 then
-    join_level(priority, tenant)
-  elseif at == 'resume' then
-    call('ZADD', Q .. 'heads:' .. priority, 'XX', 'LT', t, tenant)
+  local line = priority .. ':' .. tenant
+  local entry = call('XADD', Q .. at .. ':' .. line, '*', 'id', id, 't', t, 'cost', cost, 'tag', tag)
+  if at == 'resume' or not standing[line] then
+    if call('ZADD', Q .. 'heads:' .. priority, 'NX', t, tenant) == 1 then
+      join_level(priority, tenant)
+    elseif at == 'resume' then
+      call('ZADD', Q .. 'heads:' .. priority, 'XX', 'LT', t, tenant)
+    end
+    standing[line] = true
   end
   tally(tenant, 'queued', 1)
   return entry
@@ -78,6 +84,7 @@ local function refresh_head(priority, tenant)
     call('ZADD', Q .. 'heads:' .. priority, head, tenant)
     return
   end
+  standing[suffix] = nil
   call('ZREM', Q .. 'heads:' .. priority, tenant)
   call('ZREM', Q .. 'fair:' .. priority, tenant)
   call('DEL', Q .. 'ready:' .. suffix, Q .. 'resume:' .. suffix)
