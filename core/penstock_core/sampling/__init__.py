@@ -5,16 +5,19 @@ from penstock_core.sampling.grammar import GrammarCompiler, check_response_forma
 from penstock_core.sampling.logprobs import prompt_logprobs
 from penstock_core.sampling.sampler import NO_TOKEN, SampledTokens, Sampler
 from penstock_core.sampling.table import NO_DRAFT, SamplingTable
+from penstock_core.sampling.text import Detokenizer, TextStream
 
 __all__ = [
     "NO_DRAFT",
     "NO_TOKEN",
+    "Detokenizer",
     "GrammarCompiler",
     "ResponseFormat",
     "SampledTokens",
     "Sampler",
     "SamplingParams",
     "SamplingTable",
+    "TextStream",
     "check_response_format",
     "prompt_logprobs",
 ]
