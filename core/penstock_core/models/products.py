@@ -6,6 +6,7 @@ weight passed in is the caller's to forget: packing keeps its own copy.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Literal
@@ -66,9 +67,11 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
             f"quantization int8 needs an x86 CPU; this is {weight.device.type}: leave --quantization out"
         )
     scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
-    quantized = torch.quantize_per_channel(
-        weight.float(), scale, torch.zeros_like(scale, dtype=torch.long), axis=0, dtype=torch.qint8
-    )
+    with warnings.catch_warnings():  # the tensors are going away, not the products on them
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch.quantize_per_channel(
+            weight.float(), scale, torch.zeros_like(scale, dtype=torch.long), axis=0, dtype=torch.qint8
+        )
     packed = torch.ops.quantized.linear_prepack(quantized, None)
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
     # Without VNNI the library adds pairs of products in 16 bits, which 8-bit activations would overflow.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from penstock_core.models.chat_template import ChatTemplate
 from penstock_core.models.errors import BrokenCheckpoint
@@ -44,8 +43,6 @@ class Tokenizer:
         self.bos_token_id = self._named_id("bos_token")
         self.eos_token_id = self._named_id("eos_token")
         self.pad_token_id = self._named_id("pad_token")
-        if "add_bos_token" in options or "add_eos_token" in options or backend.post_processor is None:
-            self._frame(bool(options.get("add_bos_token")), bool(options.get("add_eos_token")))
         self._added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
         self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self._template = None if chat_template is None else ChatTemplate(chat_template)
@@ -90,7 +87,9 @@ class Tokenizer:
         return text
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of a text; `add_special` adds what the checkpoint puts around a text, usually a BOS token.
+        """Token ids of a text; `add_special` adds what tokenizer.json puts around a text, usually a BOS token.
+
+        tokenizer_config.json's `add_bos_token` counts for nothing beside a tokenizer.json, as in transformers 5.
 
         Raises:
             InvalidRequest: the text is not valid Unicode.
@@ -213,19 +212,6 @@ class Tokenizer:
         index = self.piece_to_id(content)
         added = self.backend.get_added_tokens_decoder()
         return index is None or index not in added or not added[index].special
-
-    def _frame(self, bos: bool, eos: bool) -> None:
-        """Put BOS before and EOS after every text, where asked and named, replacing what tokenizer.json says."""
-        single, special = ["$A:0"], []
-        if bos and self.bos_token_id is not None:
-            token = self.special_tokens["bos_token"]
-            single.insert(0, f"{token}:0")
-            special.append((token, self.bos_token_id))
-        if eos and self.eos_token_id is not None:
-            token = self.special_tokens["eos_token"]
-            single.append(f"{token}:0")
-            special.append((token, self.eos_token_id))
-        self.backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
