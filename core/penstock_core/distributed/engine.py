@@ -7,7 +7,7 @@ which rows are wanted is in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,8 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_sequences: int = 64
     deterministic: bool = False
-    page: PageConfig = PageConfig()
-    distributed: DistributedConfig = DistributedConfig()
+    page: PageConfig = field(default_factory=PageConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class DistributedInferenceEngine:
         return cls(model, config.page, config.max_model_len, config.max_num_sequences)
 
     def forward(self, batch: TokenBatch) -> StepOutput:
-        """Compute one step: copies pages to be written, writes the new keys and values, returns what is to be sampled."""
+        """Compute one step: copy pages to be written, write the new keys and values, return what is to be sampled."""
         if batch.copies:
             copy_pages(self.layers, batch.copies)
         inputs = AttentionBatch(
@@ -159,5 +159,6 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InvalidConfiguration("device", f"{name!r} is not supported; use auto, cpu, cuda or cuda:<n>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidConfiguration("device", f"{name!r} is not there: {torch.cuda.device_count()} CUDA devices; use cpu")
+        found = torch.cuda.device_count()
+        raise InvalidConfiguration("device", f"{name!r} is not there, {found} CUDA devices are; use cpu")
     return device

@@ -1,0 +1,352 @@
+"""UnifiedInferencePipeline: from a prompt to tokens, text and statistics, one step at a time.
+
+Joins tokenizer, batcher, engine and sampler. Single-threaded except for `encode`, `validate`, `capacity` and
+`statistics`, which any thread may call; an executor drives it. Knows no Redis and no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+import torch
+
+from penstock_core.batching import SequenceState, TokenBatch, TokenBatcher
+from penstock_core.cache import PagedAttentionKVCache
+from penstock_core.distributed import DistributedInferenceEngine, StepOutput
+from penstock_core.models import find_checkpoint
+from penstock_core.models.tokenizer import Tokenizer
+from penstock_core.pipeline.config import PipelineConfig
+from penstock_core.pipeline.door import RequestDoor
+from penstock_core.pipeline.intake import Intake
+from penstock_core.pipeline.progress import RequestProgress
+from penstock_core.pipeline.requests import Capacity, EngineRequest, RequestOutput
+from penstock_core.pipeline.statistics import Meter, PipelineStatistics
+from penstock_core.protocol.errors import InvalidRequest
+from penstock_core.protocol.jobs import FinishReason
+from penstock_core.protocol.requests import MAX_SEED, GenerationRequest
+from penstock_core.sampling import (
+    Detokenizer,
+    GrammarCompiler,
+    SampledTokens,
+    Sampler,
+    SamplingTable,
+    prompt_logprobs,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class UnifiedInferencePipeline:
+    """One model, ready to serve.
+
+    Args:
+        config: settings.
+        engine, tokenizer: given by those who have them already; else loaded from `config.model`.
+        clock: seconds, monotonic; deadlines and arrival times are on this clock.
+        progress: called with (bytes loaded, bytes in all) while the weights stream in.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        *,
+        engine: DistributedInferenceEngine | None = None,
+        tokenizer: Tokenizer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.clock = clock
+        self.tokenizer = tokenizer or Tokenizer.from_checkpoint(find_checkpoint(config.model))
+        self.engine = engine or DistributedInferenceEngine.load(config.engine(), progress)
+        self.cache = PagedAttentionKVCache(
+            self.engine.num_pages,
+            self.engine.page_size,
+            page_bytes=self.engine.page_bytes,
+            prefix_cache=config.prefix_cache,
+        )
+        batching = config.batching(self.engine.max_model_len, self.engine.num_pages)
+        self.batcher = TokenBatcher(batching, self.cache)
+        self._eos_token_ids = _eos_token_ids(self.engine, self.tokenizer)
+        self._grammars = None
+        if self._eos_token_ids:
+            self._grammars = GrammarCompiler(
+                self.tokenizer.backend.to_str(), self.tokenizer.vocab_size, self._eos_token_ids
+            )
+        self._table = self._new_table(config.max_num_sequences)
+        self._sampler = Sampler()
+        self._door = RequestDoor(
+            self.tokenizer,
+            served_name=config.name,
+            vocab_size=self.engine.config.vocab_size,
+            max_model_len=self.engine.max_model_len,
+            new_table=self._new_table,
+        )
+        self._intake = Intake(self.tokenizer, Detokenizer(self.tokenizer), batching, frozenset(self._eos_token_ids))
+        self._requests: dict[str, RequestProgress] = {}
+        self._changed: dict[str, RequestProgress] = {}  # have something to deliver
+        self._arrivals = 0
+        self._open_sequences = 0
+        self._reserved_tokens = 0
+        self._seeds = random.Random(config.seed)
+        self._meter = Meter()
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def encode(self, request: GenerationRequest) -> list[int]:
+        """Token ids of a request's prompt; raises InvalidRequest. See `RequestDoor.encode`."""
+        return self._door.encode(request)
+
+    def validate(self, request: EngineRequest) -> None:
+        """Raise InvalidRequest if the request cannot be honoured. See `RequestDoor.validate`."""
+        self._door.validate(request)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request; resumed choices go on where they stopped.
+
+        Raises:
+            InvalidRequest: it cannot be honoured, or its id is in use.
+        """
+        if request.request_id in self._requests:
+            raise InvalidRequest("request_id", f"{request.request_id!r} is running already; give every request its own")
+        self._door.validate(request)
+        progress = self._intake.open(request, self._seeds.randrange(MAX_SEED), self.clock(), self._arrivals)
+        self._arrivals += len(progress.choices)
+        self._requests[request.request_id] = progress
+        self._open_sequences += progress.open_choices
+        self._reserved_tokens += progress.reserved_tokens
+        for choice in progress.choices:
+            if choice.finish_reason is None:
+                self.batcher.add(choice.sequence)
+            elif not choice.ended:
+                self._changed[request.request_id] = progress
+        if not progress.open_choices:
+            self._changed[request.request_id] = progress
+
+    def abort(self, request_id: str, reason: FinishReason) -> None:
+        """End a request; the next step delivers its result as far as it got. Unknown ids are ignored."""
+        progress = self._requests.get(request_id)
+        if progress is not None:
+            self._end_request(progress, reason)
+
+    def capacity(self) -> Capacity:
+        """Room for more requests."""
+        total = self.engine.num_pages * self.engine.page_size
+        return Capacity(
+            free_sequences=max(0, self.config.max_num_sequences - self._open_sequences),
+            free_tokens=max(0, total - self._reserved_tokens),
+            total_tokens=total,
+        )
+
+    def statistics(self) -> PipelineStatistics:
+        """Counters since the start, and the state of this moment."""
+        batcher = self.batcher
+        return self._meter.read(
+            len(batcher.running), len(batcher.waiting), batcher.preemptions, self.cache.statistics()
+        )
+
+    def close(self) -> None:
+        """End every request without a result and give all pages back."""
+        for progress in list(self._requests.values()):
+            self._end_request(progress, FinishReason.CANCELLED)
+        self._requests.clear()
+        self._changed.clear()
+        self.cache.check(idle=True)
+
+    # --- the step ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to compute or to deliver."""
+        return bool(self._changed) or self.batcher.has_work
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step; at most one output per request.
+
+        An error of the model or the sampler fails the requests of the step, with its message, and no others.
+        """
+        started = self.clock()
+        for sequence in self.batcher.expire(started):
+            self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
+        batch = self.batcher.schedule()
+        if batch is None:
+            if self.batcher.has_work and not self._changed:
+                raise RuntimeError("the batcher has sequences, but schedules none of them")
+            return self._deliver(started)
+        try:
+            self._load_rows(batch, started)
+            before = self.clock()
+            output = self.engine.forward(batch)
+            self._collect_prompt_logprobs(batch, output)
+            sampled = self._sampler.sample(
+                self._table, output.logits, batch.sample_rows, batch.output_positions, batch.drafts
+            )
+            now = self.clock()
+            self._meter.forward_s += now - before
+        except Exception as error:
+            self._fail(batch, error)
+            return self._deliver(self.clock())
+        except BaseException as error:  # an interrupt: leave a state that can go on
+            self._fail(batch, error)
+            raise
+        self._advance(batch, sampled, now)
+        outputs = self._deliver(now)
+        self._count_step(batch, self.clock() - started)
+        return outputs
+
+    def _load_rows(self, batch: TokenBatch, now_s: float) -> None:
+        """Bring the sampler's rows in line with the batcher's."""
+        for row in batch.vacated:
+            self._table.clear(row)
+        for sequence in batch.admitted:
+            if sequence.admitted_s is None:
+                sequence.admitted_s = now_s
+            progress = self._requests[sequence.request_id]
+            params = progress.params
+            if progress.ranked and params.logprobs is None:
+                params = params.model_copy(update={"logprobs": 0})
+            try:
+                prompt = progress.request.prompt_token_ids
+                self._table.add(sequence.row, params, progress.seed, sequence.index, prompt, sequence.output_ids)
+            except InvalidRequest as error:  # a resumed output that does not follow its grammar
+                progress.error = str(error)
+                self._end_request(progress, FinishReason.ERROR)
+
+    def _collect_prompt_logprobs(self, batch: TokenBatch, output: StepOutput) -> None:
+        """Record the prompt tokens that this step's rows predict, for the sequences that want them."""
+        for n, sequence in enumerate(batch.sequences):
+            progress = self._requests.get(sequence.request_id) if sequence.wants_prompt_logits else None
+            if progress is None or progress.prompt_logprobs is None:
+                continue
+            start = sequence.num_computed
+            end = min(start + batch.query_lens[n], sequence.num_prompt - 1)
+            shift = int(batch.query_start[n]) - start
+            top = progress.params.prompt_logprobs or 0
+            for row, logits in self.engine.prompt_logits(output.hidden, start + shift, end + shift):
+                first = row - shift + 1  # a row predicts the token after it
+                tokens = sequence.prompt_ids[first : first + len(logits)]
+                progress.prompt_logprobs[first : first + len(logits)] = prompt_logprobs(
+                    logits, tokens.astype("int64"), top
+                )
+            if start + batch.query_lens[n] >= sequence.num_prompt:
+                sequence.wants_prompt_logits = False
+
+    def _advance(self, batch: TokenBatch, sampled: SampledTokens, now_s: float) -> None:
+        """Hand the sampled tokens to the batcher, and what it accepts to the choices."""
+        if batch.drafts is not None:
+            for sequence, samples in zip(batch.sequences, batch.num_samples, strict=True):
+                if samples > 1 and sequence.finish_reason is None:
+                    self._requests[sequence.request_id].drafted_tokens += samples - 1
+        rows: list[int] = []
+        written: list[int] = []
+        for sequence, first, count in self.batcher.update(batch, sampled.token_ids.tolist()):
+            progress = self._requests[sequence.request_id]
+            choice = progress.choices[sequence.index]
+            output = sequence.output_ids
+            tokens = output[-count:] if count else []
+            reason = sequence.finish_reason
+            if count > 1:
+                progress.accepted_tokens += count - 1
+            if choice.logprobs is not None:
+                records = [sampled.logprob(place) for place in range(first, first + count)]
+                choice.logprobs += [record for record in records if record is not None]
+            kept = choice.advance(tokens, reason)
+            if kept < count:  # a stop string ended it among accepted drafts
+                del output[kept - count :]
+                if choice.logprobs is not None:
+                    del choice.logprobs[kept - count :]
+            if choice.finish_reason is not None:
+                if sequence.is_running:
+                    self.batcher.finish(sequence, choice.finish_reason)
+                if reason is FinishReason.ERROR:
+                    progress.error = "no token can be chosen: the options leave none, or the logits are not finite"
+                self._close_choice(progress)
+            elif progress.params.response_format is not None:
+                self._table.append([sequence.row] * count, tokens)
+                if self._table.complete(sequence.row):
+                    self._end_choice(progress, sequence.index, FinishReason.STOP)
+            else:
+                rows += [sequence.row] * count
+                written += tokens
+            if progress.first_token_s is None:
+                progress.first_token_s = now_s
+            self._changed[sequence.request_id] = progress
+        self._table.append(rows, written)
+
+    def _deliver(self, now_s: float) -> list[RequestOutput]:
+        """What is new since the last step."""
+        outputs = []
+        for request_id, progress in self._changed.items():
+            chunks = progress.take_chunks()
+            result = None
+            if not progress.open_choices:
+                result = progress.finish(now_s)
+                del self._requests[request_id]
+                self._reserved_tokens -= progress.reserved_tokens
+                self._meter.add_result(result)
+            if chunks or result is not None:
+                outputs.append(RequestOutput(request_id, chunks, result))
+        self._changed.clear()
+        return outputs
+
+    def _count_step(self, batch: TokenBatch, step_s: float) -> None:
+        meter, config = self._meter, self.batcher.config
+        meter.steps += 1
+        meter.step_s += step_s
+        meter.batch_tokens += batch.num_tokens
+        meter.batch_sequences += len(batch.sequences)
+        meter.sequence_limit += config.max_num_sequences
+        meter.token_budget += config.max_batch_tokens
+        if self.batcher.budget is not None:
+            self.batcher.budget.observe(batch.num_tokens, step_s)
+
+    # --- endings ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, batch: TokenBatch, error: BaseException) -> None:
+        """End the requests of a step that could not be computed."""
+        _logger.error("a step of %d sequences failed", len(batch.sequences), exc_info=error)
+        for sequence in self.batcher.fail(batch):
+            progress = self._requests[sequence.request_id]
+            progress.error = f"{type(error).__name__}: {error}"
+            self._end_request(progress, FinishReason.ERROR)
+
+    def _end_request(self, progress: RequestProgress, reason: FinishReason) -> None:
+        for choice in progress.choices:
+            if choice.finish_reason is None:
+                self._end_choice(progress, choice.sequence.index, reason)
+        self._changed[progress.request.request_id] = progress
+
+    def _end_choice(self, progress: RequestProgress, index: int, reason: FinishReason) -> None:
+        """End a choice from outside; its sequence too, unless the batcher did that already."""
+        choice = progress.choices[index]
+        sequence: SequenceState = choice.sequence
+        if sequence.finish_reason is None:
+            self.batcher.finish(sequence, reason)
+        choice.end(reason)
+        self._close_choice(progress)
+        self._changed[progress.request.request_id] = progress
+
+    def _close_choice(self, progress: RequestProgress) -> None:
+        progress.open_choices -= 1
+        self._open_sequences -= 1
+
+    def _new_table(self, rows: int) -> SamplingTable:
+        return SamplingTable(
+            rows,
+            self.engine.config.vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            tokenizer=self.tokenizer,
+            grammars=self._grammars,
+        )
+
+
+def _eos_token_ids(engine: DistributedInferenceEngine, tokenizer: Tokenizer) -> list[int]:
+    """What the model's configuration says, else the tokenizer's."""
+    if engine.config.eos_token_ids:
+        return sorted(engine.config.eos_token_ids)
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
