@@ -1,0 +1,206 @@
+"""The engine beside its peers on the same weights: `python -m benchmarks.engine [--size small] [--json] [--quick]`.
+
+Four workloads: a prompt of 512 tokens (prefill), one stream of 128 new tokens (single), 32 requests of 64 new tokens
+each (batch), and 16 requests sharing 512 tokens (prefix, cold and warm). Greedy, end of sequence ignored, fp32 unless
+`--dtype` or `--quantization` say otherwise. Peer: `transformers` generate. Beside the rates stands what memory
+bandwidth allows one stream, measured here. Also: how many sequences the paged cache holds in the bytes in which
+contiguous allocation holds one each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoints import SIZES, random_checkpoint
+from benchmarks.report import alternate, console, parser, publish, table
+
+
+def main() -> None:
+    """Run the comparison and print it."""
+    options = parser(__doc__)
+    options.add_argument("--size", choices=SIZES, default="small")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    options.add_argument("--quantization", choices=["int8"], default=None)
+    arguments = options.parse_args()
+    if arguments.quick:
+        arguments.size, arguments.runs = "tiny", 1
+    torch.set_num_threads(arguments.threads)
+    folder = random_checkpoint(arguments.size)
+    ours = Penstock(folder, arguments)
+    contestants: dict[str, Any] = {"penstock": ours, "transformers": Transformers(folder, arguments)}
+
+    figures = alternate(
+        {name: _workloads(contestant, quick=arguments.quick) for name, contestant in contestants.items()},
+        arguments.runs,
+        f"{arguments.size} {arguments.quantization or arguments.dtype}",
+    )
+    ratios = {
+        name: {
+            key: (ours_value / value if key.endswith("tok_s") else value / ours_value)
+            for key, value in peer.items()
+            if (ours_value := figures["penstock"][key])
+        }
+        for name, peer in figures.items()
+        if name != "penstock"
+    }
+    columns = list(figures["penstock"])
+    table(
+        f"{arguments.size}, {arguments.quantization or arguments.dtype}, {arguments.threads} threads",
+        ["", *columns],
+        [
+            *([name, *(values[column] for column in columns)] for name, values in figures.items()),
+            *([f"ratio to {name}", *(values[column] for column in columns)] for name, values in ratios.items()),
+        ],
+    )
+    bandwidth = memory_bandwidth_bytes_per_s(quick=arguments.quick)
+    bound = bandwidth / ours.weight_bytes
+    console.print(
+        f"memory gives {bandwidth / 1e9:.1f} GB/s: at most {bound:,.0f} tok/s for one stream; reached "
+        f"{figures['penstock']['single_tok_s'] / bound:.0%}"
+    )
+    packing = cache_packing()
+    console.print(
+        f"in the bytes of {packing['contiguous']} contiguous sequences of {packing['max_len']} tokens the pages hold "
+        f"{packing['paged']}: {packing['ratio']:.1f} times as many"
+    )
+    publish(
+        "engine",
+        {
+            "size": arguments.size,
+            "dtype": arguments.quantization or arguments.dtype,
+            "device": arguments.device,
+            "threads": arguments.threads,
+            "figures": figures,
+            "ratios": ratios,
+            "bandwidth_gb_s": bandwidth / 1e9,
+            "single_bound_tok_s": bound,
+            "cache_packing": packing,
+        },
+        as_json=arguments.json,
+    )
+
+
+def _workloads(contestant: Any, *, quick: bool) -> Callable[[], Mapping[str, float]]:
+    shape = random.Random(0)
+    vocabulary = 2000
+    scale = 4 if quick else 1
+
+    def prompt(length: int) -> list[int]:
+        return [shape.randrange(2, vocabulary) for _ in range(length)]
+
+    def measure() -> Mapping[str, float]:
+        long, single = prompt(512), prompt(128)
+        batch = [prompt(128) for _ in range(32)]
+        shared = prompt(512)
+        sharers = [shared + prompt(32) for _ in range(16)]
+        again = [shared + prompt(32) for _ in range(16)]
+        prefill_s = _timed(lambda: contestant.generate([long], 1))
+        first_s = _timed(lambda: contestant.generate([single], 1))
+        single_s = _timed(lambda: contestant.generate([single[:-1] + prompt(1)], 128 // scale + 1))
+        batch_s = _timed(lambda: contestant.generate(batch, 64 // scale))
+        cold_s = _timed(lambda: contestant.generate(sharers, 32 // scale))
+        warm_s = _timed(lambda: contestant.generate(again, 32 // scale))
+        return {
+            "prefill_tok_s": len(long) / prefill_s,
+            "single_tok_s": (128 // scale) / max(single_s - first_s, 1e-9),
+            "batch32_tok_s": 32 * (64 // scale) / batch_s,
+            "prefix_cold_s": cold_s,
+            "prefix_warm_s": warm_s,
+        }
+
+    return measure
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+class Penstock:
+    """This repository's engine, used alone, without Redis."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
+
+        self.executor = InferencePipelineExecutor(
+            PipelineConfig(
+                model=folder,
+                device=arguments.device,
+                dtype=arguments.dtype,
+                quantization=arguments.quantization,
+                threads=arguments.threads,
+                max_num_sequences=64,
+            )
+        )
+        self.weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // (
+            4 if arguments.quantization else {"float32": 1}.get(arguments.dtype, 2)
+        )
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> None:
+        """Continue each prompt by exactly `new_tokens` tokens."""
+        from penstock_core.sampling import SamplingParams
+
+        results = self.executor.generate(
+            prompts, SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+        )
+        assert all(len(result.token_ids) == new_tokens for result in results)
+
+
+class Transformers:
+    """`transformers` generate with its own defaults: a contiguous cache, the batch padded to one length."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        import transformers
+
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=arguments.dtype).to(
+            arguments.device
+        )
+        self.model.eval()
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> None:
+        """Continue each prompt by exactly `new_tokens` tokens. All prompts of a call have one length."""
+        ids = torch.tensor(prompts, device=self.model.device)
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                pad_token_id=0,
+            )
+        assert out.shape[1] == ids.shape[1] + new_tokens
+
+
+def memory_bandwidth_bytes_per_s(*, quick: bool) -> float:
+    """Rate at which memory is read, by summing an array far larger than the caches: the best of several."""
+    data = torch.ones((64 if quick else 256) * 2**20, dtype=torch.float32)
+    return data.nbytes / min(_timed(data.sum) for _ in range(5))
+
+
+def cache_packing(max_len: int = 2048, page_size: int = 16) -> dict[str, float]:
+    """Sequences held by pages and by contiguous max-length rows in equal bytes, on a mix of lengths 32 to 1024."""
+    shape = random.Random(1)
+    contiguous = 32
+    budget = contiguous * max_len
+    paged = used = 0
+    while True:
+        length = int(2 ** shape.uniform(5, 10))
+        used += -(-length // page_size) * page_size
+        if used > budget:
+            break
+        paged += 1
+    return {"max_len": max_len, "contiguous": contiguous, "paged": paged, "ratio": paged / contiguous}
+
+
+if __name__ == "__main__":
+    main()
