@@ -1,0 +1,109 @@
+"""compose.yaml and the images, as far as they can be held without a container engine.
+
+The file is checked against the compose specification's own schema; the commands that the images and health checks name
+are run, for their help, as they stand there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from penstock_worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_compose_file_follows_the_specification() -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            str(ROOT / "compose.yaml"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_redis_keeps_what_it_accepts(compose: dict[str, Any]) -> None:
+    command = compose["services"]["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--appendonly"] == "yes"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert any(mount.endswith(":/data") for mount in compose["services"]["redis"]["volumes"])
+
+
+def test_every_service_has_a_health_check_and_a_memory_limit(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert service["healthcheck"]["test"][0] == "CMD"
+        assert service["deploy"]["resources"]["limits"]["memory"]
+
+
+def test_workers_scale(compose: dict[str, Any]) -> None:
+    """`--scale` is refused for a service with a fixed name or a published host port."""
+    for name in ("worker", "worker-gpu"):
+        service = compose["services"][name]
+        assert "container_name" not in service
+        assert "ports" not in service
+    assert compose["services"]["worker"]["profiles"] == ["cpu"]
+    assert "COMPOSE_PROFILES=cpu" in (ROOT / ".env").read_text().splitlines()
+
+
+def test_workers_get_only_variables_the_worker_reads(compose: dict[str, Any]) -> None:
+    known = {f"PENSTOCK_{field.upper()}" for field in WorkerSettings.model_fields} | {"HF_HOME"}
+    for name in ("worker", "worker-gpu"):
+        assert set(compose["services"][name]["environment"]) <= known
+
+
+def test_a_stopped_worker_has_time_to_drain(compose: dict[str, Any]) -> None:
+    grace_s = WorkerSettings().grace_s
+    for name in ("worker", "worker-gpu"):
+        assert float(compose["services"][name]["stop_grace_period"].removesuffix("s")) > grace_s
+
+
+def test_health_check_command_reports_a_missing_worker(compose: dict[str, Any], tmp_path: Path) -> None:
+    command = compose["services"]["worker"]["healthcheck"]["test"][1:]
+    assert command[0] == "python"
+    environment = {**os.environ, "PENSTOCK_HEALTH_DIR": str(tmp_path)}
+    ran = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 1
+    assert str(tmp_path) in ran.stdout, ran.stderr
+
+
+def test_image_commands_exist() -> None:
+    dockerfile = (ROOT / "docker" / "worker.Dockerfile").read_text()
+    entrypoints = re.findall(r"^ENTRYPOINT \[(.*)\]$", dockerfile, re.MULTILINE)
+    commands = re.findall(r"^CMD \[(.*)\]$", dockerfile, re.MULTILINE)
+    assert len(entrypoints) == len(commands) == 2
+    for entrypoint, command in zip(entrypoints, commands, strict=True):
+        program, *arguments = shlex.split(f"{entrypoint} {command}".replace(",", ""))
+        assert program == "penstock"
+        ran = subprocess.run(
+            [sys.executable, "-m", "penstock", *arguments, "--help"], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_images_copy_what_the_package_needs() -> None:
+    dockerfile = (ROOT / "docker" / "worker.Dockerfile").read_text()
+    for copied in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
+        for path in copied.split():
+            assert (ROOT / path).exists(), path
