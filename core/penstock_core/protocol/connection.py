@@ -224,7 +224,7 @@ def _is_unavailable(error: Exception) -> bool:
 
 def unavailable(url: str, error: Exception) -> BrokerUnavailable:
     """The error for a broker that cannot be used now: where, why, and what to do."""
-    reason = " ".join((str(error) or type(error).__name__).split())
+    reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
     return BrokerUnavailable(f"Redis at {masked(url)}: {reason}; {_remedy(error, reason)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,11 +101,13 @@ Durability = Annotated[
 ]
 
 _PLAIN_SAMPLING = (
-    "temperature top_k top_p min_p seed n best_of min_tokens presence_penalty frequency_penalty repetition_penalty "
-    "logprobs prompt_logprobs stop bad_words"
-).split()
+    "temperature", "top_k", "top_p", "min_p", "seed", "n", "best_of", "min_tokens", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "logprobs", "prompt_logprobs", "stop", "bad_words",
+)  # fmt: skip
 _FLAGS = ("include_stop", "ignore_eos", "echo")
-_PLAIN_DELIVERY = "priority tenant max_retries idempotency_key affinity traceparent durability".split()
+_PLAIN_DELIVERY = (
+    "priority", "tenant", "max_retries", "idempotency_key", "affinity", "traceparent", "durability",
+)  # fmt: skip
 _RENAMED_DELIVERY = {"deadline": "deadline_s", "delay": "delay_s", "result_ttl": "result_ttl_s"}
 _FORMATS = ("json_schema", "regex", "choice", "grammar")
 
@@ -249,8 +251,3 @@ def field_names() -> tuple[set[str], set[str]]:
     sampling = {*_PLAIN_SAMPLING, *_FLAGS, "max_tokens", "skip_special_tokens", "stop_token_ids", "allowed_token_ids"}
     delivery = {*_PLAIN_DELIVERY, *_RENAMED_DELIVERY.values(), "metadata"}
     return sampling | {"logit_bias", "response_format"}, delivery
-
-
-def is_sequence(value: Any) -> bool:
-    """Whether an option's value is a list of its repetitions."""
-    return isinstance(value, Sequence) and not isinstance(value, str)

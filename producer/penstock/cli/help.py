@@ -104,7 +104,7 @@ class Group(typer.core.TyperGroup):
                 code, message = explain(error)
                 fail(code, message)
         else:
-            code = outcome if isinstance(outcome, int) else ExitCode.OK
+            sys.exit(outcome if isinstance(outcome, int) else ExitCode.OK)
         sys.exit(int(code))
 
 

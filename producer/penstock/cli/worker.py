@@ -6,13 +6,11 @@ worker's own.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 
 import typer
 
-from penstock.cli.exits import CommandFailed, ExitCode
 from penstock.cli.help import Command
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -25,16 +23,8 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 )
 def worker(ctx: typer.Context) -> None:
     """Start one worker: a model on a device, pulling jobs as it has room."""
+    from penstock.cli.processes import worker_command
+
     command = [*worker_command(), *ctx.args]
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606 - the point of this command is to become the worker
-
-
-def worker_command() -> list[str]:
-    """How to start a worker process on this machine; refuses when the `worker` extra is not installed."""
-    for package in ("penstock_worker", "torch"):
-        if importlib.util.find_spec(package) is None:
-            raise CommandFailed(
-                ExitCode.ERROR, "worker", f"{package} is not installed; install it with: pip install 'penstock[worker]'"
-            )
-    return [sys.executable, "-m", "penstock_worker"]

@@ -91,7 +91,7 @@ def _choose(stage: Stage, rows: int) -> list[Stream]:
 
 
 def _row(stage: Stage, stream: Stream, width: int) -> Text:
-    mark = STATE_MARKS[stream.state] if stream.state in STATE_MARKS else "·"
+    mark = STATE_MARKS.get(stream.state, "·")
     line = Text(no_wrap=True, overflow="crop")
     line.append(f"{mark} ", style=f"state.{stream.state}")
     line.append(f"p{stream.part.priority} ", style="figure" if stream.part.priority >= 8 else "mute")
@@ -173,9 +173,8 @@ def _handover(stream: Stream, before: Segment, after: Segment) -> Text:
     pause = ""
     if stream.resumed_s is not None:
         pause = f" at token {stream.tokens - after.tokens + 1}"
-    return Text.assemble(
-        (" ", ""), (f"{TAKEOVER_MARK} {before.worker} died, {after.worker or 'another'} goes on{pause} ", "handover"), (" ", "")
-    )  # fmt: skip
+    words = f" {before.worker} died, {after.worker or 'another'} goes on{pause} "
+    return Text.assemble(" ", (TAKEOVER_MARK, "takeover"), (words, "handover"), " ")
 
 
 def _lower(stage: Stage, width: int, priorities: list[int]) -> RenderableType:
@@ -202,7 +201,11 @@ def _queue(stage: Stage, priorities: list[int], lines: int, cells: int) -> Panel
         rows.append(row)
     rows += [Text("")] * (lines - len(rows))
     return Panel(
-        Text("\n").join(rows), title=Text(" waiting ", "title"), title_align="left", border_style="frame", padding=(0, 1)
+        Text("\n").join(rows),
+        title=Text(" waiting ", "title"),
+        title_align="left",
+        border_style="frame",
+        padding=(0, 1),
     )
 
 
