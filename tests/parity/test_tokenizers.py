@@ -76,6 +76,19 @@ def save(folder: Path, backend: tokenizers.Tokenizer, **options: Any) -> Path:
     return folder
 
 
+def of_class(name: str, backend: Callable[[], tokenizers.Tokenizer]) -> Callable[[Path], Path]:
+    """As a family's own tokenizer class writes it."""
+
+    def write(folder: Path) -> Path:
+        model = json.loads(backend().to_str())["model"]
+        merges = [tuple(merge) for merge in model["merges"]]
+        tokenizer = getattr(transformers, name)(vocab=model["vocab"], merges=merges, chat_template=TEMPLATE)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
 KINDS: dict[str, Callable[[Path], Path]] = {
     "byte level": lambda folder: save(folder, byte_level(), pad_token="<pad>"),
     "byte level, framed": lambda folder: save(folder, framed(byte_level(), "<s>:0 $A:0 </s>:0")),
@@ -84,6 +97,9 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "byte fallback, with bos": lambda folder: save(
         folder, framed(byte_fallback(), "<s>:0 $A:0"), unk_token="<unk>", add_bos_token=False
     ),
+    "LlamaTokenizer": of_class("LlamaTokenizer", byte_fallback),
+    "GemmaTokenizer": of_class("GemmaTokenizer", byte_fallback),
+    "Qwen2Tokenizer": of_class("Qwen2Tokenizer", byte_level),
     "tokens added in the config": lambda folder: save(
         folder,
         byte_level(),
