@@ -24,7 +24,7 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:heartbeats` | zset | worker id by time of its last sign of life | removed when gone |
 | `penstock:{q}:dead` | stream | dead letters: id, reason, time | bounded by `max_dead` |
 | `penstock:{q}:dedupe:<tenant>:<key>` | string | idempotency key -> job id | as long as its job |
-| `penstock:{q}:affinity:<tag>` | string | cache-affinity tag -> worker that last ran it | 10 minutes |
+| `penstock:{q}:affinity` | hash | slot of a cache-affinity tag -> the worker that last ran one, and when | the queue's; at most 65,536 slots |
 | `penstock:{q}:stats` | hash | counters and gauges of the queue | the queue's |
 | `penstock:{q}:config` | hash | the operator's bounds for the queue | the queue's |
 """
@@ -81,9 +81,10 @@ class QueueKeys:
         """String that maps an idempotency key to its job."""
         return f"{self.prefix}dedupe:{tenant}:{idempotency_key}"
 
-    def affinity(self, tag: str) -> str:
-        """String that maps a cache-affinity tag to the worker that last ran it."""
-        return f"{self.prefix}affinity:{tag}"
+    @property
+    def affinity(self) -> str:
+        """Hash of cache-affinity slots."""
+        return self.prefix + "affinity"
 
     def job(self, job_id: str) -> str:
         """Hash of a job."""

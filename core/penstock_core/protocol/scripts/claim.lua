@@ -20,7 +20,6 @@ local worker, max_jobs, free_sequences = ARGV[2], tonumber(ARGV[3]), tonumber(AR
 local free_tokens, lease_ms, idle = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 local aging, patience = setting('aging_interval_ms'), setting('patience_ms')
 local WINDOW, PAGE, AGED, MAX_DROPPED = 16, 32, 10, 1000
-local AFFINITY_MS = 600000
 
 local due -- earliest time at which something becomes claimable without a ring of the bell
 local function due_at(t)
@@ -104,11 +103,29 @@ local function rescore(order, tenant, score)
   end
 end
 
+-- Who last ran a job with an affinity tag: a direct-mapped table, so that its size is bounded whatever the tags.
+-- A slot holds `<time> <worker> <tag>`; a later tag of the same slot takes it over.
+local AFFINITY_MS = 600000
+local function affinity_slot(tag)
+  return string.sub(redis.sha1hex(tag), 1, 4)
+end
+
+local function affinity_owner(tag)
+  local slot = call('HGET', Q .. 'affinity', affinity_slot(tag))
+  if not slot then
+    return nil
+  end
+  local t, owner, held_tag = string.match(slot, '^(%d+) (%S+) (.*)$')
+  return held_tag == tag and now - tonumber(t) < AFFINITY_MS and owner or nil
+end
+
+local taken_tags = {} -- flat list of slots and what they shall hold
+local ours = {} -- affinity tags taken by this call
 local owners = {} -- affinity tag -> true where another live worker owns it
 local function owned_elsewhere(tag)
   local known = owners[tag]
   if known == nil then
-    local owner = call('GET', Q .. 'affinity:' .. tag)
+    local owner = affinity_owner(tag)
     known = false
     if owner and owner ~= worker then
       local beat = call('ZSCORE', Q .. 'heartbeats', owner)
@@ -215,9 +232,10 @@ local function charge_now(tenant, delta)
 end
 
 local FIELDS = {
-  'state', 'entry', 'at', 'deadline', 'request', 'attempt', 'input', 'output', 'tokens', 'charged', 'bytes', 'client',
-  'enqueued', 'crashes', 'errors', 'retries', 'trace',
+  'state', 'entry', 'at', 'deadline', 'request', 'attempt', 'input', 'output', 'tokens', 'charged', 'submitted',
+  'client', 'enqueued', 'crashes', 'errors', 'retries', 'trace',
 }
+local lease_until = string.format('%.0f', now + lease_ms)
 local leases, held, claimed = {}, {}, {}
 
 local function start(line, pointer, job)
@@ -225,18 +243,19 @@ local function start(line, pointer, job)
   local attempt = num(job[6]) + 1
   local charged = num(job[7]) + 2 * math.max(num(job[8]), num(job[9]))
   charge_now(tenant, charged - num(job[10]))
-  call('HSET', Q .. 'job:' .. id, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now, 'charged',
+  call('HSET', Q .. 'job:' .. id, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now_text, 'charged',
     charged)
   if job[4] then
     call('ZREM', Q .. 'deadlines', id)
   end
-  if tag ~= '' and owners[tag] ~= worker then
-    call('SET', Q .. 'affinity:' .. tag, worker, 'PX', AFFINITY_MS)
-    owners[tag] = false
+  if tag ~= '' and not ours[tag] then
+    taken_tags[#taken_tags + 1] = affinity_slot(tag)
+    taken_tags[#taken_tags + 1] = now_text .. ' ' .. worker .. ' ' .. tag
+    ours[tag], owners[tag] = true, false
   end
   tally(tenant, 'queued', -1)
   tally(tenant, 'running', 1)
-  count('waiting_bytes', -num(job[11]))
+  count('waiting_bytes', -#job[5])
   if room[tenant] then
     room[tenant] = room[tenant] - 1
     open[tenant] = room[tenant] > 0
@@ -248,11 +267,11 @@ local function start(line, pointer, job)
       chunks[i] = entry_field(log[i][2], 'c')
     end
   end
-  leases[#leases + 1] = now + lease_ms
+  leases[#leases + 1] = lease_until
   leases[#leases + 1] = id
   held[#held + 1] = id
   claimed[#claimed + 1] = {
-    id, attempt, job[5], line.priority, tenant, job[12] or '', job[13], now, job[4] or '', job[14] or '', job[15] or '',
+    id, attempt, job[5], line.priority, tenant, job[12] or '', job[13] or job[11], now, job[4] or '', job[14] or '', job[15] or '',
     job[16] or '', job[17] or '', chunks,
   }
 end
@@ -347,6 +366,9 @@ end
 if #claimed > 0 then
   call('ZADD', Q .. 'leases', unpack(leases))
   call('SADD', Q .. 'held:' .. worker, unpack(held))
+  if #taken_tags > 0 then
+    call('HSET', Q .. 'affinity', unpack(taken_tags))
+  end
   count('claimed', #claimed)
   -- The recent rate of departures, exponentially decayed: submit's retry-after is made from it.
   local rate = call('HMGET', Q .. 'stats', 'rate_count', 'rate_at')

@@ -21,7 +21,7 @@ local function delay(job, code, message, backoff_ms)
     call('ZADD', Q .. 'deadlines', job.deadline, job.id)
   end
   tally(job.tenant, 'delayed', 1)
-  count('waiting_bytes', num(job.bytes))
+  count('waiting_bytes', request_bytes(job.id))
   count('retried')
   return 'delayed'
 end

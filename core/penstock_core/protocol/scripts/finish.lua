@@ -10,32 +10,40 @@
 
 local worker = ARGV[2]
 
--- Append the last chunks; returns false where one leaves a gap.
+-- Append the last chunks. Returns the fields to store, or nil where a chunk leaves a gap: then nothing is appended.
 local function append_last(job, at, chunks)
-  local key = Q .. 'job:' .. job.id
-  local appended = 0
+  local offsets, appended = {}, 0
   for i = 0, chunks - 1 do
-    local field, payload = 'off:' .. ARGV[at + 4 * i], ARGV[at + 4 * i + 3]
-    local offset, n = tonumber(ARGV[at + 4 * i + 1]), tonumber(ARGV[at + 4 * i + 2])
-    local outcome = append_chunk(job.id, job.client, offset, n, payload, num(call('HGET', key, field)))
+    local field = 'off:' .. ARGV[at + 4 * i]
+    local offset, n, payload = tonumber(ARGV[at + 4 * i + 1]), tonumber(ARGV[at + 4 * i + 2]), ARGV[at + 4 * i + 3]
+    local next_offset = offsets[field] or num(job[field] or call('HGET', Q .. 'job:' .. job.id, field))
+    local outcome = append_chunk(job.id, job.client, offset, n, payload, next_offset)
     if outcome == 'gap' then
       count('gaps')
-      return false
+      return nil
     end
     if outcome == 'new' then
       appended = appended + n
-      call('HSET', key, field, offset + n, 'tokens', num(job.tokens) + appended)
+      offsets[field] = offset + n
     end
+  end
+  if appended == 0 then
+    return {}
   end
   job.tokens = num(job.tokens) + appended
   count('tokens_out', appended)
-  return true
+  local fields = { 'tokens', job.tokens }
+  for field, offset in pairs(offsets) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = offset
+  end
+  return fields
 end
 
 local function finish(at, chunks)
   local id, attempt, state, ended = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local prompt_tokens, completion_tokens = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  local job, other = held_job(id, worker, attempt)
+  local job, other = held_job(id, worker, attempt, NAMES_TO_END)
   if not job then
     if other and other.owner == worker and other.attempt == attempt then
       return 'ok'
@@ -43,14 +51,15 @@ local function finish(at, chunks)
     count('fenced')
     return 'fenced'
   end
-  if not append_last(job, at + 7, chunks) then
+  local fields = append_last(job, at + 7, chunks)
+  if not fields then
     return 'fenced'
   end
-  end_job(job, state, ended, worker, { 'prompt_tokens', prompt_tokens, 'completion_tokens', completion_tokens })
+  end_job(job, state, ended, worker, fields)
   charge_to(job, prompt_tokens + 2 * completion_tokens)
   count('tokens_in', prompt_tokens)
   -- Tokens never streamed (best_of) count when the job ends.
-  count('tokens_out', math.max(0, completion_tokens - job.tokens))
+  count('tokens_out', math.max(0, completion_tokens - num(job.tokens)))
   return 'ok'
 end
 

@@ -26,7 +26,7 @@ local function requeue(id)
     end
   end
   call('HDEL', key, 'result', 'finished', 'started', 'tokens', 'log_bytes', 'crashes', 'errors', 'cancel', 'letter',
-    'prompt_tokens', 'completion_tokens', 'error_code', 'error_message')
+    'error_code', 'error_message')
   call('PERSIST', key)
   if job.dedupe ~= '' then
     call('SET', Q .. 'dedupe:' .. job.tenant .. ':' .. job.dedupe, id)
@@ -34,7 +34,7 @@ local function requeue(id)
   local entry = stand_in('ready', id, job.priority, job.tenant, now, num(job.input) + num(job.output), job.affinity)
   call('HSET', key, 'state', 'queued', 'owner', '', 'left', '', 'enqueued', now, 'deadline', '', 'charged', 0, 'at',
     'ready', 'entry', entry)
-  count('waiting_bytes', num(job.bytes))
+  count('waiting_bytes', request_bytes(job.id))
   count('requeued')
   return 'requeued'
 end

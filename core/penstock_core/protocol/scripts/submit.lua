@@ -90,24 +90,26 @@ local function accept(at, id, key)
   if dedupe ~= '' then
     call('SET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe, id)
   end
-  local state, entry, stands = 'queued', '', 'ready'
+  local state, entry = 'queued', ''
   if due > now then
-    state, stands = 'delayed', ''
+    state = 'delayed'
     call('ZADD', Q .. 'delayed', due, id)
     tally(tenant, 'delayed', 1)
   else
-    entry = stand_in('ready', id, priority, tenant, now, num(input) + num(output), affinity)
+    entry = stand_in('ready', id, priority, tenant, now_text, num(input) + num(output), affinity)
   end
   local fields = {
-    'state', state, 'request', request, 'bytes', #request, 'attempt', 0, 'priority', priority, 'tenant', tenant,
-    'submitted', now, 'enqueued', due, 'input', input, 'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11],
-    'at', stands, 'entry', entry,
+    'state', state, 'request', request, 'priority', priority, 'tenant', tenant, 'submitted', now_text, 'input', input,
+    'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'at', 'ready', 'entry', entry,
   }
   local function set(name, value)
     if value ~= '' then
       fields[#fields + 1] = name
       fields[#fields + 1] = value
     end
+  end
+  if due > now then
+    set('enqueued', due)
   end
   set('client', client)
   set('deadline', deadline)

@@ -173,7 +173,7 @@ def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
         number(errors),
         text(owner),
         number(submitted),
-        number(enqueued),
+        number(enqueued) or number(submitted),
         number_or_none(started),
         number_or_none(finished),
         number_or_none(deadline),

@@ -12,6 +12,8 @@ if now == 0 then
   now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
+local now_text = string.format('%.0f', now) -- cheaper for redis.call than the number
+
 local function num(value)
   return tonumber(value) or 0
 end

@@ -1,26 +1,32 @@
 -- A job's hash as a table, and the ways out of a state: leaving a worker, going back to wait, ending.
 
 local NAMES = {
-  'state', 'owner', 'attempt', 'tenant', 'priority', 'client', 'deadline', 'ttl', 'dedupe', 'bytes', 'input', 'output',
-  'charged', 'tokens', 'enqueued', 'cancel', 'crashes', 'errors', 'retries', 'at', 'entry', 'affinity', 'left',
+  'state', 'owner', 'attempt', 'tenant', 'priority', 'client', 'deadline', 'ttl', 'dedupe', 'input', 'output', 'charged',
+  'tokens', 'submitted', 'enqueued', 'cancel', 'crashes', 'errors', 'retries', 'at', 'entry', 'affinity', 'left',
 }
+-- What end_job needs of a running job, and the offset of its first choice.
+local NAMES_TO_END = { 'state', 'owner', 'attempt', 'tenant', 'client', 'ttl', 'dedupe', 'input', 'charged', 'tokens', 'off:0' }
 
 -- The job's fields by name ('' where unset), or nil where there is no such job.
-local function load_job(id)
-  local values = call('HMGET', Q .. 'job:' .. id, unpack(NAMES))
+local function load_job(id, names)
+  names = names or NAMES
+  local values = call('HMGET', Q .. 'job:' .. id, unpack(names))
   if not values[1] then
     return nil
   end
   local job = { id = id }
-  for i = 1, #NAMES do
-    job[NAMES[i]] = values[i] or ''
+  for i = 1, #names do
+    job[names[i]] = values[i] or ''
+  end
+  if job.enqueued == '' then
+    job.enqueued = job.submitted
   end
   return job
 end
 
--- The fencing check: the job, if this worker's this attempt is the one that runs it; else nil.
-local function held_job(id, worker, attempt)
-  local job = load_job(id)
+-- The fencing check: the job, if this worker's this attempt is the one that runs it; else nil, and what was found.
+local function held_job(id, worker, attempt, names)
+  local job = load_job(id, names)
   if job and job.state == 'running' and job.owner == worker and job.attempt == attempt then
     return job
   end
@@ -63,13 +69,17 @@ local function leave_worker(job)
   charge_to(job, num(job.input) + 2 * num(job.tokens))
 end
 
+local function request_bytes(id)
+  return call('HSTRLEN', Q .. 'job:' .. id, 'request')
+end
+
 -- Back to wait with its checkpoint, ahead of jobs never started, aged by its whole wait.
 local function stand_in_resume(job)
   local cost = num(job.input) + num(job.output)
   local entry = stand_in('resume', job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity)
   call('HSET', Q .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'at', 'resume', 'entry', entry, 'crashes',
     job.crashes, 'charged', job.charged, 'left', job.left)
-  count('waiting_bytes', num(job.bytes))
+  count('waiting_bytes', request_bytes(job.id))
   if job.deadline ~= '' then
     call('ZADD', Q .. 'deadlines', job.deadline, job.id)
   end
@@ -85,7 +95,7 @@ local function leave_waiting(job)
     call('ZREM', Q .. 'delayed', job.id)
     tally(job.tenant, 'delayed', -1)
   end
-  count('waiting_bytes', -num(job.bytes))
+  count('waiting_bytes', -request_bytes(job.id))
   if job.deadline ~= '' then
     call('ZREM', Q .. 'deadlines', job.id)
   end
@@ -106,16 +116,23 @@ local function end_job(job, state, ended, owner, more)
     leave_waiting(job)
   end
   local key, log = Q .. 'job:' .. job.id, Q .. 'events:' .. job.id
-  local ttl = num(job.ttl)
+  local ttl = job.ttl
   local fields = more or {}
-  local n = #fields
-  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4] = 'state', state, 'owner', owner
-  fields[n + 5], fields[n + 6], fields[n + 7], fields[n + 8] = 'finished', now, 'result', ended
+  local function set(name, value)
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  set('state', state)
+  set('finished', now_text)
+  set('result', ended)
+  if owner ~= job.owner then
+    set('owner', owner)
+  end
   if state == 'dead' then
-    ttl = math.max(ttl, setting('dead_ttl_ms'))
-    fields[n + 9], fields[n + 10] = 'crashes', job.crashes
+    ttl = math.max(num(ttl), setting('dead_ttl_ms'))
+    set('crashes', job.crashes)
   elseif state ~= 'failed' then
-    fields[n + 9], fields[n + 10] = 'request', '' -- nobody runs it again: give its memory back
+    set('request', '') -- nobody runs it again: give its memory back
   end
   call('HSET', key, unpack(fields))
   call('XADD', log, '*', 'end', state)
