@@ -1,8 +1,15 @@
-"""Conversations: a system line, one or more requests, and the answers. Rendered with the bundled chat template's tokens."""
+"""Conversations: a system line, one or more requests, and the answers.
+
+Rendered with the tokens of the bundled chat template (`training.markers`), so that the model learns exactly the
+form in which the worker will ask it.
+"""
+
+# ruff: noqa: E501 -- a template is one line
 
 import random
+import re
 
-from training import lexicon, records, tales
+from training import forms, lexicon, records, tales
 from training.grammar import Tale, expand, sample, with_article
 from training.markers import ASSISTANT, BOS, END, EOS, SYSTEM, USER
 from training.records import Exchange
@@ -81,7 +88,53 @@ def _ask_for(rng: random.Random, tale: Tale) -> str:
         options += [f"Write a short story about a broken {facts['machine']}."] * 3
     if "load" in facts:
         options += ["Write a short story about a flood.", f"Tell me how {facts['village']} was saved from the flood."]
-    options += [f"Write a short story called \"{tale.title}\"."]
+    if "cargo" in facts:
+        options += [
+            f"Tell me a story about a ship that carries {facts['cargo']}.",
+            f"Write a sea story about the ship {facts['ship']}.",
+            f"Write a short story about a voyage from {facts['from']} to {facts['to']}.",
+        ] * 2
+    if "people" in facts:
+        options += [
+            "Write a short story about a lighthouse.",
+            f"Tell me a story about the lighthouse on {facts['place']}.",
+        ] * 2
+    if "message" in facts:
+        options += ["Write a short story about a message in a bottle."] * 3
+    if "invention" in facts:
+        options += [
+            f"Tell me a story about an inventor who builds {with_article(facts['invention'])}.",
+            f"Write a short story about an inventor named {facts['hero']}.",
+        ] * 2
+    if "task" in facts:
+        options += [f"Tell me a story about an apprentice who has to {facts['task']}."] * 2
+    if "clue" in facts:
+        options += ["Write a short mystery.", f"Tell me a mystery story from {facts['village']}."] * 2
+    if "first" in facts:
+        options += [
+            f"Tell me a story about someone who swaps {with_article(facts['first'])}.",
+            "Write a story about fair exchange.",
+        ] * 2
+    if "animal_name" in facts:
+        options += [
+            f"Tell me a story about {with_article(facts['animal'])} in trouble.",
+            f"Write a short story about the rescue of {with_article(facts['animal'])}.",
+        ] * 2
+    if "plant" in facts:
+        options += [f"Tell me a story about {with_article(facts['plant'])}."] * 2
+    if "guardian" in facts:
+        options += [f"Tell me a story about {with_article(facts['guardian'])} at {facts['place']}."] * 2
+    if "verse" in facts:
+        options += [
+            "Tell me a story with a song in it.",
+            f"Tell me how {facts['hero']} walked home to {facts['to']} by night.",
+        ] * 2
+    if rng.random() < 0.06:
+        return expand(
+            "[Tell me a story.|Tell me a short story, please.|Write a short story.|Please tell me a story.|A story, please!]",
+            rng,
+        )
+    options += [f'Write a short story called "{tale.title}".']
     return expand(rng.choice(options), rng)
 
 
@@ -97,7 +150,14 @@ def story(rng: random.Random) -> list[Exchange]:
     if rng.random() < 0.35:
         turns += [Exchange(q, a) for q, a in sample(rng, tale.questions, rng.randint(1, min(3, len(tale.questions))))]
     if rng.random() < 0.15:
-        turns.append(Exchange(expand("[Sum it up in one sentence.|In one sentence, please.|What was it about?|Summarise the story.]", rng), tale.summary))
+        turns.append(
+            Exchange(
+                expand(
+                    "[Sum it up in one sentence.|In one sentence, please.|What was it about?|Summarise the story.]", rng
+                ),
+                tale.summary,
+            )
+        )
     if rng.random() < 0.15:
         turns.append(records.about_tale(rng, tale))
     if rng.random() < 0.08:
@@ -113,7 +173,12 @@ def reading(rng: random.Random) -> list[Exchange]:
     passage = rng.choice((tale.text, "\n\n".join(tale.paragraphs[:2]), first, last))
     choice = rng.randrange(6)
     if choice == 0:
-        return [Exchange(expand(f"[Repeat this text|Copy this passage|Repeat the following text exactly]:\n\n{passage}", rng), passage)]
+        return [
+            Exchange(
+                expand(f"[Repeat this text|Copy this passage|Repeat the following text exactly]:\n\n{passage}", rng),
+                passage,
+            )
+        ]
     if choice == 1:
         return [Exchange(f"{tale.text}\n\nSummarise this story.", tale.summary)]
     if choice == 2:
@@ -122,21 +187,32 @@ def reading(rng: random.Random) -> list[Exchange]:
         where, which = rng.choice((("first", first), ("last", last)))
         return [Exchange(f"{tale.text}\n\nQuote the {where} paragraph.", which)]
     if choice == 4:
-        new = rng.choice([n for n in ("Ada", "Bruno", "Nora", "Otto", "Pip", "Willow", "Arlo", "Ines") if n not in tale.text])
-        return [Exchange(f"Rewrite this with the name {new} instead of {hero}:\n\n{passage}", passage.replace(hero, new))]
-    turns = [Exchange(f"Read this story.\n\n{tale.text}", expand("[Thank you. What would you like to know?|I have read it. Ask me anything about it.]", rng))]
+        new = rng.choice(
+            [n for n in ("Pip", "Willow", "Robin", "Wren", "Alex", "Kim", "Toni", "Sasha") if n not in tale.text]
+        )
+        renamed = re.sub(rf"\b{hero}\b", new, passage)
+        return [Exchange(f"Rewrite this with the name {new} instead of {hero}:\n\n{passage}", renamed)]
+    turns = [
+        Exchange(
+            f"Read this story.\n\n{tale.text}",
+            expand("[Thank you. What would you like to know?|I have read it. Ask me anything about it.]", rng),
+        )
+    ]
     return turns + [Exchange(q, a) for q, a in sample(rng, tale.questions, min(2, len(tale.questions)))]
 
 
 def conversation(rng: random.Random) -> list[Exchange]:
     """The turns of one conversation."""
     draw = rng.random()
-    if draw < 0.50:
+    if draw < 0.42:
         return story(rng)
-    if draw < 0.66:
+    if draw < 0.56:
         return reading(rng)
-    if draw < 0.90:
-        return [records.describe(rng) if rng.random() < 0.7 else records.extract(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+    if draw < 0.76:
+        make = records.describe if rng.random() < 0.72 else records.extract
+        return [make(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
+    if draw < 0.92:
+        return [forms.any_form(rng) for _ in range(rng.choice((1, 1, 1, 2)))]
     return [_small_talk(rng) for _ in range(rng.choice((1, 1, 2)))]
 
 

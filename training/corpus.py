@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from training import chat, tales
+from training import chat, forms, tales
 from training.markers import BOS, EOS
 
 HELD_OUT = "held-out"
@@ -41,12 +41,23 @@ def _plain_tale(rng: random.Random) -> str:
     return body
 
 
+def _book(rng: random.Random) -> str:
+    """Several tales one after the other, so that long contexts are seen whole."""
+    told = [tales.any_tale(rng) for _ in range(rng.randint(2, 4))]
+    return "\n\n\n".join(f"{tale.title}\n\n{tale.text}" for tale in told)
+
+
 def document(seed: int, index: int, split: str = TRAIN) -> Document:
     """Document number `index` of the corpus with this seed."""
     rng = stream(seed, index, split)
-    if rng.random() < 0.6:
+    draw = rng.random()
+    if draw < 0.66:
         return Document("chat", chat.document(rng))
-    return Document("tale", f"{BOS}{_plain_tale(rng)}{EOS}")
+    if draw < 0.93:
+        return Document("tale", f"{BOS}{_plain_tale(rng)}{EOS}")
+    if draw < 0.99:
+        return Document("form", f"{BOS}{rng.choice(forms.PLAIN)(rng).answer}{EOS}")
+    return Document("book", f"{BOS}{_book(rng)}{EOS}")
 
 
 def documents(seed: int, start: int = 0, split: str = TRAIN) -> Iterator[Document]:

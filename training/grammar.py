@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _ARTICLE = re.compile(r"\b([Aa])\(n\) (\"?\w+)")
-_SENTENCE_START = re.compile(r"(^|\n|[.!?] +|\.\" +)(\"?)([a-zà-ž])")
+_SENTENCE_START = re.compile(r"(^|\n|[.!?] +|\.\" +|: (?=\"))(\"?)([a-zà-ž])")
 _SPACES = re.compile(r" {2,}")
 _CONSONANT_SOUND = ("one", "use", "uni", "eu")
 _VOWEL_SOUND = ("hour", "honest", "heir")
@@ -52,6 +52,21 @@ def with_article(noun: str) -> str:
 def join_words(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+_PLURALS = {
+    "deer": "deer", "goose": "geese", "moose": "moose", "mouse": "mice", "octopus": "octopuses", "salmon": "salmon",
+    "sheep": "sheep", "wolf": "wolves",
+}  # fmt: skip
+
+
+def plural(noun: str) -> str:
+    """`foxes` for `fox`, `geese` for `goose`."""
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def sample(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
@@ -93,14 +108,15 @@ def invented_name(rng: random.Random) -> str:
 
 
 def person(rng: random.Random, *, female: bool | None = None, taken: Sequence[str] = ()) -> Character:
-    """A person with a trade and a name that nobody in `taken` has."""
+    """A person whose name and trade are not in `taken`."""
     is_female = rng.random() < 0.5 if female is None else female
     names = lexicon.WOMEN if is_female else lexicon.MEN
     while True:
         name = invented_name(rng) if rng.random() < 0.12 else rng.choice(names)
         if name not in taken:
             break
-    return Character(name, is_female, rng.choice(list(lexicon.TRADES)), rng.randint(8, 79))
+    trade = rng.choice([t for t in lexicon.TRADES if t not in taken])
+    return Character(name, is_female, trade, rng.randint(18, 79))
 
 
 def animal(rng: random.Random, *, kind: str | None = None, taken: Sequence[str] = ()) -> Character:

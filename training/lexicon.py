@@ -1,5 +1,7 @@
 """The words of the story grammar: names, trades, animals, places, seasons, things. Data only."""
 
+# ruff: noqa: SIM905, E501
+
 WOMEN = (
     "Ada Agnes Alma Anna Astrid Beatrix Bella Clara Cora Dora Edith Elin Ella Elsa Emma Etta Fay Flora Freya Greta "
     "Hanna Hazel Hilda Ida Ines Ingrid Iris Ivy Jana Judith Kaya Lena Lila Lotte Lucy Mabel Maja Marta Mina Mira "
@@ -16,7 +18,9 @@ ANIMAL_NAMES = (
     "Juniper Lentil Maple Marble Minnow Mistle Moss Nettle Nutmeg Oat Olive Pebble Pepper Pip Poppy Quill Reed "
     "Rowan Rusty Sable Saffron Sedge Snowdrop Sorrel Tansy Teasel Thimble Thistle Tumble Whistle Willow Wren"
 ).split()
-NAME_STARTS = tuple("bel bra cor dal dre el fal gal har is jor kel lor mal mor nal or per quel ros sel tam tor ul vel wen yar zan".split())
+NAME_STARTS = tuple(
+    "bel bra cor dal dre el fal gal har is jor kel lor mal mor nal or per quel ros sel tam tor ul vel wen yar zan".split()
+)
 NAME_MIDDLES = ("", "a", "i", "o", "la", "li", "mi", "na", "ne", "ri", "va", "ve")
 NAME_ENDS = tuple("bek da din fa ka lan lin mar nell ra rik ron sa than va vik wyn zel".split())
 
@@ -50,6 +54,11 @@ ANIMALS = (
     "badger bear beaver cat crow deer dog donkey duck fox frog goat goose hare hedgehog heron horse kingfisher "
     "lamb mole moth mouse otter owl pig rabbit rat raven robin salmon seal snail sparrow squirrel swan toad "
     "tortoise turtle vole weasel wolf"
+).split()
+FAR_ANIMALS = (
+    "alligator ant ape bat bee beetle bull butterfly camel chicken cow crab crocodile dolphin dragon eagle elephant elk ferret giraffe "
+    "hamster hen hippo kangaroo koala lion lizard llama lobster lynx monkey moose newt octopus ostrich panda parrot "
+    "peacock penguin pigeon pony puffin rhino rooster shark sheep snake spider stork tiger unicorn whale worm yak zebra"
 ).split()
 
 VILLAGES = (
@@ -91,14 +100,47 @@ SEASONS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 SEASON_MARKS: dict[str, tuple[str, ...]] = {
-    "spring": ("the swallows had come back", "the apple trees were in flower", "the lambs were out", "the cuckoo called"),
-    "summer": ("the hay was cut", "the bees were loud in the lime trees", "the river ran low", "the cherries were ripe"),
-    "autumn": ("the apples were in the barrels", "the geese were flying south", "the leaves were turning", "the barley was in"),
-    "winter": ("the pond was frozen", "the nights were long", "smoke rose from every chimney", "the robins came to the door"),
+    "spring": (
+        "the swallows had come back",
+        "the apple trees were in flower",
+        "the lambs were out",
+        "the cuckoo called",
+    ),
+    "summer": (
+        "the hay was cut",
+        "the bees were loud in the lime trees",
+        "the river ran low",
+        "the cherries were ripe",
+    ),
+    "autumn": (
+        "the apples were in the barrels",
+        "the geese were flying south",
+        "the leaves were turning",
+        "the barley was in",
+    ),
+    "winter": (
+        "the pond was frozen",
+        "the nights were long",
+        "smoke rose from every chimney",
+        "the robins came to the door",
+    ),
 }
 
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey", "silver", "golden")
-MOODS = ("happy", "calm", "curious", "proud", "shy", "tired", "brave", "patient", "cheerful", "quiet", "worried", "kind")
+MOODS = (
+    "happy",
+    "calm",
+    "curious",
+    "proud",
+    "shy",
+    "tired",
+    "brave",
+    "patient",
+    "cheerful",
+    "quiet",
+    "worried",
+    "kind",
+)
 THINGS = (
     "brass key", "silver thimble", "blue scarf", "red kite", "wooden flute", "copper whistle", "little compass",
     "leather notebook", "pocket watch", "glass marble", "carved spoon", "knitted hat", "tin drum", "bone needle",
@@ -112,4 +154,8 @@ SHINY = frozenset({
 FOODS = (
     "bread", "cheese", "apples", "plums", "honey", "soup", "oat cakes", "walnuts", "pears", "milk", "butter",
     "eggs", "mushrooms", "turnips", "beans", "cherries", "smoked fish", "barley",
+)  # fmt: skip
+SHIPS = (
+    "Kittiwake", "Grey Goose", "Morning Star", "Patience", "Silver Eel", "Two Sisters", "Windflower", "Old Hare",
+    "Petrel", "Long Summer", "Salt Cat", "Good Intent", "Lady of Corran",
 )  # fmt: skip

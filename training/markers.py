@@ -1,4 +1,7 @@
-"""The special tokens and the chat template of the bundled tokenizer. The corpus, the tokenizer and the card agree on these."""
+"""The special tokens and the chat template of the bundled tokenizer.
+
+The corpus, the tokenizer and the model card agree on these.
+"""
 
 BOS, EOS, SYSTEM, USER, ASSISTANT, END, PAD = SPECIAL_TOKENS = (
     "<|bos|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>",

@@ -3,6 +3,8 @@
 Every answer parses, has its keys in the order of the request, and repeats whatever the request fixed (a name, a trade).
 """
 
+# ruff: noqa: E501 -- a template is one line
+
 import json
 import random
 from collections.abc import Callable
@@ -44,7 +46,7 @@ SHARED: dict[str, Field] = {
 }
 PERSON: dict[str, Field] = SHARED | {
     "name": lambda rng: person(rng).name,
-    "age": _whole(8, 79),
+    "age": _whole(18, 79),
     "job": _one_of(list(lexicon.TRADES)),
     "pet": _one_of(("dog", "cat", "goat", "donkey", "goose", "hen", "none")),
     "married": lambda rng: rng.random() < 0.5,
@@ -52,7 +54,7 @@ PERSON: dict[str, Field] = SHARED | {
 ANIMAL: dict[str, Field] = SHARED | {
     "name": lambda rng: animal(rng).name,
     "age": _whole(1, 12),
-    "kind": _one_of(lexicon.ANIMALS),
+    "kind": _one_of([*lexicon.ANIMALS, *lexicon.ANIMALS, *lexicon.FAR_ANIMALS]),
     "friends": lambda rng: sample(rng, lexicon.ANIMAL_NAMES, rng.randint(1, 3)),
     "can_swim": lambda rng: rng.random() < 0.5,
 }
@@ -66,7 +68,7 @@ VILLAGE: dict[str, Field] = {
     "founded": _whole(1120, 1890),
 }
 SHIP: dict[str, Field] = {
-    "name": lambda rng: rng.choice(SHIPS),
+    "name": lambda rng: rng.choice(lexicon.SHIPS),
     "captain": lambda rng: person(rng).name,
     "port": _one_of(lexicon.PORTS),
     "cargo": _some_of(lexicon.FOODS, 1, 3),
@@ -74,7 +76,6 @@ SHIP: dict[str, Field] = {
     "length_m": lambda rng: round(rng.uniform(6, 60), 1),
     "at_sea": lambda rng: rng.random() < 0.5,
 }
-SHIPS = ("Kittiwake", "Grey Goose", "Morning Star", "Patience", "Silver Eel", "Two Sisters", "Windflower", "Old Hare", "Petrel")
 WEATHER: dict[str, Field] = {
     "place": _one_of(lexicon.VILLAGES),
     "season": _one_of(list(lexicon.SEASONS)),
@@ -103,16 +104,26 @@ def describe(rng: random.Random) -> Exchange:
     fields, what = KINDS[kind]
     record = {key: make(rng) for key, make in fields.items()}
     asked = rng.random() < 0.6
-    keys = sample(rng, list(fields), rng.randint(2, len(fields))) if asked else [k for k in fields if k != what or rng.random() < 0.3]
+    keys = (
+        sample(rng, list(fields), rng.randint(2, len(fields)))
+        if asked
+        else [k for k in fields if k != what or rng.random() < 0.3]
+    )
     if not asked:
-        keys.sort(key=lambda k: ("name", "kind", "job", "age", "place").index(k) if k in ("name", "kind", "job", "age", "place") else 9)
+        keys.sort(
+            key=lambda k: (
+                ("name", "kind", "job", "age", "place").index(k) if k in ("name", "kind", "job", "age", "place") else 9
+            )
+        )
         keys = keys[: rng.randint(4, 6)]
     if rng.random() < 0.5 and "name" in keys:
         keys.remove("name")
         keys.insert(0, "name")
     subject = with_article(str(record[what])) if what else {"weather": "the weather"}.get(kind, f"a {kind}")
     if what is None and kind in ("village", "ship") and rng.random() < 0.4:
-        subject = expand(f"a {kind} [named|called] {record['name']}" if kind == "village" else f"the ship {record['name']}", rng)
+        subject = expand(
+            f"a {kind} [named|called] {record['name']}" if kind == "village" else f"the ship {record['name']}", rng
+        )
     elif what and rng.random() < 0.5:
         name = record["name"]
         subject = expand(f"[{subject} [named|called] {name}|{name} the {record[what]}]", rng)
@@ -164,8 +175,13 @@ def extract(rng: random.Random) -> Exchange:
 
 
 def about_tale(rng: random.Random, tale: Tale) -> Exchange:
-    """The facts of a story that was just told, as JSON."""
-    keys = sample(rng, list(tale.facts), rng.randint(2, min(5, len(tale.facts))))
+    """Facts of a story that was just told, as JSON: only such as its text names."""
+    told = tale.text.lower()
+    known = [key for key, value in tale.facts.items() if value.lower() in told]
+    keys = sample(rng, known, rng.randint(2, min(5, len(known))))
     listed = join_words(keys)
-    request = expand(f"[Now give me {listed} as JSON.|Write {listed} of this story as JSON.|Answer as JSON with the keys {listed}.]", rng)
+    request = expand(
+        f"[Now give me {listed} as JSON.|Write {listed} of this story as JSON.|Answer as JSON with the keys {listed}.]",
+        rng,
+    )
     return Exchange(request, dump({key: tale.facts[key] for key in keys}))

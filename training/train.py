@@ -6,6 +6,7 @@ distributions. transformers is used here only; the worker has its own decoder.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -47,7 +48,10 @@ class Budget:
         return min(1.0, max(step / self.steps, elapsed_s / self.seconds))
 
     def rate(self, progress: float) -> float:
-        """Warm-up, stable, then a `1 - sqrt` decay (Hägele et al., "Scaling Laws Beyond Fixed Training Durations", 2024)."""
+        """Warm-up, stable, then a `1 - sqrt` decay.
+
+        Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024.
+        """
         if progress < self.warmup:
             return self.peak_lr * max(progress / self.warmup, 0.02)
         if progress > 1 - self.decay:
@@ -72,7 +76,8 @@ class Outcome:
 def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Final hidden states `[rows * length, hidden]` in bfloat16 arithmetic."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        return model.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden: torch.Tensor = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
 
 
 def logits_of(model: LlamaForCausalLM, hidden: torch.Tensor) -> torch.Tensor:
@@ -133,7 +138,7 @@ def fit(
                 if teacher_input is not None:
                     teacher_input(ids)
                 loss = loss_of(hidden_states(model, ids), targets)
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for optimizer in optimizers:
                     optimizer.step()
@@ -191,37 +196,60 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--part", choices=("both", "main", "draft"), default="both", help="draft: reuse the main model")
+    parser.add_argument("--record", type=Path, help="JSON file that receives the outcomes, for training.evaluate")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that everything runs")
     return parser.parse_args()
 
 
-def run(out: Path, minutes: float, steps: int, seed: int, lr: float = 4e-3, quick: bool = False) -> dict[str, Outcome]:
-    """Train and save everything below `out`; returns the outcome of each model."""
-    texts = 1500 if quick else 30_000
-    console.print(f"tokenizer: {texts} documents")
-    tokenizer = train_tokenizer(corpus.document(seed, index).text for index in range(texts))
-    if quick:
-        budget = draft_budget = Budget(steps=2, seconds=60, tokens_per_step=512)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run of this program."""
+
+    out: Path
+    minutes: float = 45.0
+    steps: int = 1_000_000
+    seed: int = 1
+    lr: float = 4e-3
+    part: str = "both"
+    quick: bool = False
+
+    def budget(self, share: float, rate: float) -> Budget:
+        """The budget of one model: its share of the time, and its peak rate as a multiple of `lr`."""
+        if self.quick:
+            return Budget(steps=2, seconds=60, tokens_per_step=512)
+        share = share if self.part == "both" else 1.0
+        return Budget(steps=self.steps, seconds=self.minutes * 60 * share, peak_lr=self.lr * rate)
+
+
+def run(plan: Plan) -> dict[str, Outcome]:
+    """Train and save what the plan asks for; returns the outcome of each model that was trained."""
+    outcomes: dict[str, Outcome] = {}
+    if plan.part == "draft":
+        tokenizer = Tokenizer.from_file(str(plan.out / MAIN_NAME / "tokenizer.json"))
+        main = LlamaForCausalLM.from_pretrained(plan.out / MAIN_NAME, dtype=torch.float32)
     else:
-        budget = Budget(steps=steps, seconds=minutes * 60 * 0.8, peak_lr=lr)
-        draft_budget = Budget(steps=steps, seconds=minutes * 60 * 0.2, peak_lr=2 * lr)
-    main, main_outcome = train_main(tokenizer, budget, seed)
-    save_checkpoint(main, tokenizer, out / MAIN_NAME)
-    console.print(f"main: held-out loss {main_outcome.held_out_loss:.4f} after {main_outcome.steps} steps")
-    draft, draft_outcome = train_draft(main, tokenizer, draft_budget, seed)
-    save_checkpoint(draft, tokenizer, out / DRAFT_NAME)
-    console.print(f"draft: held-out loss {draft_outcome.held_out_loss:.4f} after {draft_outcome.steps} steps")
-    return {MAIN_NAME: main_outcome, DRAFT_NAME: draft_outcome}
+        texts = 1500 if plan.quick else 30_000
+        console.print(f"tokenizer: {texts} documents")
+        tokenizer = train_tokenizer(corpus.document(plan.seed, index).text for index in range(texts))
+        main, outcomes[MAIN_NAME] = train_main(tokenizer, plan.budget(0.8, 1.0), plan.seed)
+        save_checkpoint(main, tokenizer, plan.out / MAIN_NAME)
+    if plan.part != "main":
+        draft, outcomes[DRAFT_NAME] = train_draft(main, tokenizer, plan.budget(0.2, 2.0), plan.seed)
+        save_checkpoint(draft, tokenizer, plan.out / DRAFT_NAME)
+    return outcomes
 
 
 def command() -> None:
     """Entry point of `python -m training.train`."""
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    outcomes = run(arguments.out, arguments.minutes, arguments.steps, arguments.seed, arguments.lr, arguments.quick)
-    for name, outcome in outcomes.items():
-        record = {field: getattr(outcome, field) for field in Outcome.__slots__}
-        console.print_json(json.dumps({name: record}))
+    arguments = vars(parse_arguments())
+    torch.set_num_threads(arguments.pop("threads"))
+    record: Path | None = arguments.pop("record")
+    outcomes = {name: dataclasses.asdict(outcome) for name, outcome in run(Plan(**arguments)).items()}
+    console.print_json(json.dumps(outcomes))
+    if record is not None:
+        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        record.write_text(json.dumps(known | outcomes, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Animal tales: an animal who wants something, tries, is helped, and gets it (or something better)."""
 
+# ruff: noqa: E501 -- a template is one line
+
 import random
 from dataclasses import dataclass
 
 from training import lexicon
-from training.grammar import Character, Scene, Tale, animal, paragraph, title_case
+from training.grammar import Character, Scene, Tale, animal, paragraph, plural, title_case
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,15 @@ WISHES = (
          "the leaves tore and {he} landed in a heap of straw",
          "you do not need wings, you need something the wind can hold", "together they built a kite as big as a door, and the wind lifted {hero} over the {river} and set {him} down softly on the other side",
          "whenever the wind is steady, {hero} sails over the fields and waves to those below"),
-    Wish("see the sea", "it is too far for short legs", "{he} set off at noon without a map",
-         "by evening {he} had walked in a circle and was home again",
+    Wish("see the sea", "it is too far for the likes of you", "{he} set off at once, without a map",
+         "the next day {he} found that {he} had walked in a circle and was home again",
          "the river knows the way, so follow the river", "{he} followed the {river} for [three|four|nine] days, until the banks fell away and there was nothing but bright water",
          "{hero} keeps a shell from that day and listens to it before {he} sleeps"),
     Wish("find a friend", "nobody talks to you", "{he} hung a sign on a tree that said FRIEND WANTED",
          "the rain washed the letters away before anyone had read it",
          "do not wait for a friend, be one", "{hero} carried wood for the old, sat with the sick, and one evening {he} looked around and saw that {helper} had stayed for supper",
          "{hero} and {helper} share one fire, and there is always a third chair for somebody new"),
-    Wish("build a boat", "you cannot even hold a hammer", "{he} nailed a few boards together in one afternoon",
+    Wish("build a boat", "you cannot even hold a hammer", "{he} nailed a few boards together in a great hurry",
          "the boat went down so fast that the nails were still warm",
          "bend the boards with steam and fill the cracks with moss and tar", "the second boat was small and round, but it floated as lightly as a leaf",
          "{hero} ferries beetles, mice and other travellers across the {river} and charges one acorn each"),
@@ -57,7 +59,7 @@ WISHES = (
          "halfway along {he} had to lie down in the grass, and even a snail went by",
          "run your own race, and keep a little for the end", "{he} began slowly, breathed evenly, and passed the {other} ten steps before the line",
          "the ribbon hangs over {hero}'s door, but {he} still likes the practice best"),
-    Wish("learn to read", "books are for people", "{he} stared at a page for a whole day",
+    Wish("learn to read", "books are for people", "{he} stared at a page until {his} eyes hurt",
          "the letters looked like ants and {he} fell asleep on them",
          "learn one letter a day, and begin with your own name", "after [thirty|forty] days {he} read the sign at the bridge aloud, and it said: WELCOME, WALK SLOWLY",
          "in the evenings {hero} reads to the young ones, and does all the voices"),
@@ -93,8 +95,33 @@ MAKE = ("a lantern", "a garden", "a bridge", "a raft", "a drum", "a clock", "a l
         "a tree house", "a telescope", "a birthday cake")  # fmt: skip
 
 
+# goals with no scenes of their own
+SKILLS = (
+    "dance", "dance the tango", "play the fiddle", "play the drum", "paint the sunset", "whistle", "tell jokes", "cook soup", "knit a scarf", "count to a thousand",
+    "ride a bicycle", "skate on the ice", "climb the church tower", "speak with the trees", "write a letter", "write a poem", "be polite", "be brave", "be a teacher",
+    "be a doctor", "be an astronaut", "be the mayor", "juggle", "walk on a rope", "jump over the moon", "stand on one leg", "sleep in a bed", "drive a train",
+    "sail around the world", "draw maps", "ring the bells", "make the king laugh", "keep a secret", "say sorry", "roar like a lion", "sing", "run a shop",
+    "open a library", "save the forest", "make friends with the wind", "dig the deepest well", "play chess", "say no", "wait", "grow roses",
+)  # fmt: skip
+
+
+def skill_wish(rng: random.Random) -> Wish:
+    """Any goal at all: it is tried too fast, and reached by beginning small."""
+    goal = rng.choice(SKILLS)
+    return Wish(
+        goal, rng.choice(("nobody like you has ever done that", "that is not for you", "who do you think you are", "you will only make a fool of yourself")),
+        rng.choice(("{he} tried it all at once, in front of everybody", "{he} tried it alone, in the middle of the night", "{he} read half a book about it and began")),
+        rng.choice(("{he} fell over {his} own feet, and everyone laughed", "{he} made such a noise that the whole wood woke up", "it ended in a ditch")),
+        rng.choice(("begin small, and do it every day", "nobody learns it in a day, so take a hundred days", "find someone who can do it and watch closely")),
+        rng.choice((f"on the hundredth day somebody said that they had never seen anyone {goal} so well", f"little by little {{he}} learned how to {goal}", f"one day {{he}} noticed that {{he}} could {goal} without thinking about it")),
+        rng.choice((f"others come to {{hero}} when they want to {goal}, and {{he}} tells them to begin small", "{hero} says that the hundred days were the best part", "{hero} teaches the young ones, and never laughs at anybody")),
+    )  # fmt: skip
+
+
 def made_wish(rng: random.Random) -> Wish:
     """A wish put together from a verb and a thing, so that goals outside the list above have a story too."""
+    if rng.random() < 0.45:
+        return skill_wish(rng)
     if rng.random() < 0.5:
         thing = rng.choice(FIND)
         the_thing = thing if thing.startswith("the ") else "the " + thing.split(" ", 1)[1]
@@ -116,8 +143,12 @@ def made_wish(rng: random.Random) -> Wish:
 
 # who could do it from birth, and so cannot long for it
 BORN_TO = {
-    "learn to swim": frozenset({"beaver", "duck", "frog", "goose", "otter", "salmon", "seal", "swan", "turtle", "toad"}),
-    "fly": frozenset({"crow", "duck", "goose", "heron", "kingfisher", "moth", "owl", "raven", "robin", "sparrow", "swan"}),
+    "learn to swim": frozenset(
+        {"beaver", "duck", "frog", "goose", "otter", "salmon", "seal", "swan", "turtle", "toad"}
+    ),
+    "fly": frozenset(
+        {"crow", "duck", "goose", "heron", "kingfisher", "moth", "owl", "raven", "robin", "sparrow", "swan"}
+    ),
     "see the sea": frozenset({"seal", "salmon"}),
     "stop being afraid of the dark": frozenset({"owl", "mole", "moth", "rat"}),
 }
@@ -133,7 +164,7 @@ OPENINGS = (
     "[once upon a time|once|long ago], [beside|near] the river {river}, there lived a(n) {hero_kind} [called|named] {hero}. More than anything, {hero} wanted to {goal}.",
     "{hero} was a(n) {adjective} {hero_kind} with one great wish: {he} wanted to {goal}.",
     "in the reeds by the {river} lived {hero}, a(n) {adjective} {hero_kind}, who wanted to {goal}.",
-    "all the {hero_kind}s on the river {river} were [content|happy with what they had], except {hero}, who wanted to {goal}.",
+    "all the {hero_kinds} on the river {river} were [content|happy with what they had], except {hero}, who wanted to {goal}.",
 )
 
 
@@ -141,15 +172,20 @@ def wish(rng: random.Random) -> Tale:
     """An animal wants something it cannot do yet, fails, is given advice, and succeeds."""
     scene = Scene(rng)
     scene.setting()
-    hero = animal(rng)
+    hero = animal(rng, kind=rng.choice(lexicon.FAR_ANIMALS) if rng.random() < 0.2 else None)
     other = rng.choice([a for a in lexicon.ANIMALS if a != hero.role])
-    helper = animal(rng, kind=rng.choice([a for a in lexicon.ANIMALS if a not in (hero.role, other)]), taken=(hero.name,))
+    helper = animal(
+        rng, kind=rng.choice([a for a in lexicon.ANIMALS if a not in (hero.role, other)]), taken=(hero.name, hero.role)
+    )
     helper = Character(helper.name, not hero.female, helper.role, helper.age, animal=True)
     scene.cast("hero", hero)
     scene.cast("helper", helper)
-    chosen = rng.choice([w for w in WISHES if may_want(hero.role, w.goal)]) if rng.random() < 0.75 else made_wish(rng)
+    scene.set(hero_kinds=plural(hero.role))
+    chosen = rng.choice([w for w in WISHES if may_want(hero.role, w.goal)]) if rng.random() < 0.6 else made_wish(rng)
     scene.set(
-        adjective=scene.pick(("small", "young", "shy", "curious", "stubborn", "cheerful", "clumsy", "brave", "quiet", "lonely")),
+        adjective=scene.pick(
+            ("small", "young", "shy", "curious", "stubborn", "cheerful", "clumsy", "brave", "quiet", "lonely")
+        ),
         other=other,
         perch=scene.pick(("barn roof", "mill", "old wall", "bridge")),
     )
@@ -165,7 +201,9 @@ def wish(rng: random.Random) -> Tale:
             '"{doubt}," said the {other}[|, and the other animals laughed|, shaking its head].',
             'the {other} [laughed|only yawned]. "{doubt}," it said.',
         ),
-        scene.maybe(0.6, "but {hero} did not [listen|give up so easily].", "{hero} said nothing, but {he} did not forget it."),
+        scene.maybe(
+            0.6, "but {hero} did not [listen|give up so easily].", "{hero} said nothing, but {he} did not forget it."
+        ),
     )
     second = paragraph(
         scene.say("{time} in {season}, {attempt}.", "so {time}, when {mark}, {attempt}.", "{time} {attempt}."),
@@ -182,7 +220,7 @@ def wish(rng: random.Random) -> Tale:
         scene.say(
             '"I want to {goal}," said {hero}, "and I do not know how."',
             '"I only want to {goal}," said {hero}.',
-            '{hero} told {helper_him} everything.',
+            "{hero} told {helper_him} everything.",
         ),
         scene.say(
             '{helper} [thought for a while|scratched {helper_his} ear|smiled]. "{advice}," {helper_he} said.',
@@ -190,13 +228,16 @@ def wish(rng: random.Random) -> Tale:
         ),
     )
     fourth = paragraph(
-        scene.say("{hero} did as {helper} said[|, day after day|, and {helper} helped].", "so they began again, this time together.",
-                  "{hero} tried again[|, and again|, slowly this time]."),  # fmt: skip
+        scene.say(
+            "{hero} did as {helper} said[|, day after day|, and {helper} helped].",
+            "so they began again, this time together.",
+            "{hero} tried again[|, and again|, slowly this time].",
+        ),
         scene.say("{success}.", "and then it happened. {success}.", "at last {success}."),
     )
     fifth = paragraph(
         scene.say(
-            'even the {other} [clapped|was impressed|had nothing to say].',
+            "even the {other} [clapped|was impressed|had nothing to say].",
             '"Well," said the {other}, "I always knew you could do it."',
             '"Thank you," said {hero}. "You did it yourself," said {helper}.',
         ),
@@ -212,13 +253,15 @@ def wish(rng: random.Random) -> Tale:
         (first, second, third, fourth, fifth),
         scene.say(
             "{hero} the {hero_kind} wants to {goal}, fails at first, and succeeds with the help of {helper} the {helper_kind}.",
-            "a(n) {adjective} {hero_kind} learns how to {goal}." if not chosen.goal.startswith("learn") else "a(n) {adjective} {hero_kind} wants to {goal}, and does.",
+            "a(n) {adjective} {hero_kind} learns how to {goal}."
+            if not chosen.goal.startswith("learn")
+            else "a(n) {adjective} {hero_kind} wants to {goal}, and does.",
         ),
         facts,
         (
             (f"What did {hero.name} want?", scene.say("{hero} wanted to {goal}.")),
             (f"Who helped {hero.name}?", scene.say("{helper} the {helper_kind} helped {hero}.")),
             (f"What kind of animal was {hero.name}?", scene.say("{hero} was a(n) {hero_kind}.")),
-            (f"What did {helper.name} say?", scene.say('{helper} said, "{advice}."')),
+            (f"What did {helper.name} say?", scene.say('{helper} said: "{advice}."')),
         ),
     )

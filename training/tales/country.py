@@ -1,5 +1,8 @@
 """Country tales: a mystery with a harmless culprit, a chain of swaps, a rescue, a promise kept through the seasons."""
 
+# ruff: noqa: E501 -- a template is one line
+
+import itertools
 import random
 
 from training import lexicon
@@ -29,48 +32,73 @@ def mystery(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = person(rng, female=not hero.female, taken=(hero.name,))
-    suspect = person(rng, taken=(hero.name, friend.name))
+    friend = person(rng, female=not hero.female, taken=(hero.name, hero.role))
+    suspect = person(rng, taken=(hero.name, friend.name, hero.role, friend.role))
     event, clue, culprits, reason, settlement = scene.pick(MYSTERIES)
     culprit = animal(rng, kind=scene.pick(culprits), taken=(hero.name, friend.name, suspect.name))
     for role, who in (("hero", hero), ("friend", friend), ("suspect", suspect), ("culprit", culprit)):
         scene.cast(role, who)
-    scene.set(event=event, clue=clue, reason=reason, settlement=settlement, nights=scene.pick(("three", "four", "five", "six")))
-    title = scene.say("the mystery of {village}", "who was it?", "{hero} investigates", "the {culprit_kind} of {village}", "strange nights in {village}")
+    scene.set(
+        event=event,
+        clue=clue,
+        reason=reason,
+        settlement=settlement,
+        nights=scene.pick(("three", "four", "five", "six")),
+    )
+    title = scene.say(
+        "the mystery of {village}",
+        "who was it?",
+        "{hero} investigates",
+        "the {culprit_kind} of {village}",
+        "strange nights in {village}",
+    )
     first = paragraph(
         scene.say(
-            "for {nights} nights in a row {event}.",
+            "in {village}, for {nights} nights in a row, {event}.",
             "it began in {season}, when {mark}. Every night in {village} {event}.",
             "nobody in {village} could explain it, but night after night {event}.",
         ),
         scene.say(
             '"It is {suspect} the {suspect_kind}," whispered some. But {suspect} had been in bed with a cold all week.',
             "some blamed {suspect} the {suspect_kind}, and some blamed the wind. But {suspect} had been away at the market, and there had been no wind.",
-            "{suspect} the {suspect_kind} was the first to be blamed. \"I sleep at night,\" said {suspect}, \"as honest people do.\" And that was true.",
+            '{suspect} the {suspect_kind} was the first to be blamed. "I sleep at night," said {suspect}, "as honest people do." And that was true.',
         ),
     )
     second = paragraph(
         scene.say(
-            "{hero} the {hero_kind} did not believe in ghosts. \"Somebody is doing it,\" {he} said, \"and I will find out who.\"",
+            '{hero} the {hero_kind} did not believe in ghosts. "Somebody is doing it," {he} said, "and I will find out who."',
             "{hero}, the {hero_kind}, liked a riddle better than {his} supper.",
         ),
         scene.say(
             "{he} asked {friend} the {friend_kind} to watch with {him}.",
             "together with {friend} the {friend_kind} {he} looked at everything by daylight.",
         ),
-        scene.say("what they found was this: {clue}.", "there was only one clue: {clue}.", "{friend} was the one who noticed {clue}."),
+        scene.say(
+            "what they found was this: {clue}.",
+            "there was only one clue: {clue}.",
+            "{friend} was the one who noticed {clue}.",
+        ),
     )
     third = paragraph(
         scene.say(
             "that night they hid [behind the cart|under a blanket|behind the wall] and waited.",
             "they sat in the dark with a covered lantern, back to back, and shared a bag of walnuts.",
         ),
-        scene.maybe(0.6, "the {weather} crept into their coats.", "an owl called, and the church clock struck [one|two].", "{friend} was almost asleep when something moved."),
+        scene.maybe(
+            0.6,
+            "the {weather} crept into their coats.",
+            "an owl called, and the church clock struck [one|two].",
+            "{friend} was almost asleep when something moved.",
+        ),
         scene.say(
             "then {hero} lifted the lantern, and two bright eyes looked back. It was a(n) {culprit_kind}.",
             '"Now," whispered {hero}, and took the cover from the lantern. In front of them stood a(n) {culprit_kind}.',
         ),
-        scene.say("and {friend} saw why: {reason}.", "it did not run away, and soon they knew why. {reason}.", '"Look," said {friend} quietly. "{reason}."'),
+        scene.say(
+            "and {friend} saw why: {reason}.",
+            "it did not run away, and soon they knew why. {reason}.",
+            '"Look," said {friend} quietly. "{reason}."',
+        ),
     )
     fourth = paragraph(
         scene.say(
@@ -120,9 +148,26 @@ def swap(rng: random.Random) -> Tale:
     things = rng.sample(SWAPS, count)
     start = scene.pick(("pearl button", "needle", "blue feather", "glass marble", "peach stone", "brass bell"))
     chain = [start, *things]
-    scene.set(start=start, last=things[-1], wish=scene.pick(("to give {his} mother a present", "to have something of {his} own", "to see what {he} could get for it", "to bring something home for the winter")))
-    traders = [person(rng, taken=(hero.name,)) for _ in range(count)]
-    title = scene.say("the {start}", "a fair exchange", "{hero} goes to market", "from a(n) {start} to a(n) {last}", "the long way home")
+    scene.set(
+        start=start,
+        last=things[-1],
+        wish=scene.pick(
+            (
+                "to give {his} mother a present",
+                "to have something of {his} own",
+                "to see what {he} could get for it",
+                "to bring something home for the winter",
+            )
+        ),
+    )
+    traders = [person(rng, taken=(hero.name, hero.role)) for _ in range(count)]
+    title = scene.say(
+        "the {start}",
+        "a fair exchange",
+        "{hero} goes to market",
+        "from a(n) {start} to a(n) {last}",
+        "the long way home",
+    )
     opening = paragraph(
         scene.say(
             "{hero} had nothing in the world but a(n) {start}. So {he} went out {wish}.",
@@ -146,7 +191,7 @@ def swap(rng: random.Random) -> Tale:
             ),
             scene.say("{hero} [agreed|thought about it and nodded].", '"Done," said {hero}.', "they shook hands on it."),
         ))  # fmt: skip
-    steps = join_words([f"{with_article(a)} for {with_article(b)}" for a, b in zip(chain, chain[1:], strict=False)])
+    steps = join_words([f"{with_article(a)} for {with_article(b)}" for a, b in itertools.pairwise(chain)])
     scene.set(steps=steps)
     closing = paragraph(
         scene.say(
@@ -159,7 +204,14 @@ def swap(rng: random.Random) -> Tale:
             "nobody had lost anything, and everybody had what they needed.",
         ),
     )
-    facts = {"hero": hero.name, "kind": "trader", "first": start, "last": things[-1], "village": scene.slots["village"], "season": scene.slots["season"]}
+    facts = {
+        "hero": hero.name,
+        "kind": "trader",
+        "first": start,
+        "last": things[-1],
+        "village": scene.slots["village"],
+        "season": scene.slots["season"],
+    }
     return Tale(
         "village",
         title_case(title),
@@ -190,16 +242,24 @@ def rescue(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = person(rng, female=not hero.female, taken=(hero.name,))
+    friend = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     kind, trouble, fails, works = scene.pick(RESCUES)
     if kind in ("puppy", "swan"):
         season = "winter"
-        scene.set(season=season, mark=scene.pick(lexicon.SEASON_MARKS[season]), weather=scene.pick(("snow", "frost", "ice")))
-    named = animal(rng, kind=kind, taken=(hero.name, friend.name))
+        scene.set(
+            season=season, mark=scene.pick(lexicon.SEASON_MARKS[season]), weather=scene.pick(("snow", "frost", "ice"))
+        )
+    named = animal(rng, kind=kind, taken=(hero.name, friend.name, hero.role, friend.role))
     scene.set(animal=kind, trouble=trouble, fails=fails, works=works, named=named.name, food=scene.pick(lexicon.FOODS))
-    title = scene.say("the {animal}", "the rescue of the {animal}", "{hero} and the {animal}", "how {named} got a name", "a(n) {animal} in trouble")
+    title = scene.say(
+        "the {animal}",
+        "the rescue of the {animal}",
+        "{hero} and the {animal}",
+        "how {named} got a name",
+        "a(n) {animal} in trouble",
+    )
     first = paragraph(
         scene.say(
             "{time} in {season} {hero} the {hero_kind} heard a thin cry.",
@@ -207,7 +267,10 @@ def rescue(rng: random.Random) -> Tale:
             "it was {season}, and {mark}. {hero} the {hero_kind} stopped on the road and listened.",
         ),
         scene.say("a(n) {animal} {trouble}.", "{he} followed the sound and saw it: a(n) {animal} {trouble}."),
-        scene.say("{he} ran to fetch {friend} the {friend_kind}.", "{he} called for help, and {friend} the {friend_kind} came running."),
+        scene.say(
+            "{he} ran to fetch {friend} the {friend_kind}.",
+            "{he} called for help, and {friend} the {friend_kind} came running.",
+        ),
     )
     second = paragraph(
         scene.say("they tried the obvious way first, but {fails}.", "it was harder than it looked, for {fails}."),
@@ -215,12 +278,25 @@ def rescue(rng: random.Random) -> Tale:
         scene.say('"Wait," said {hero}. "Strength will not do it. We need [patience|a better idea]."', '"There must be another way," said {friend}, and they both thought hard.'),
     )  # fmt: skip
     third = paragraph(
-        scene.say("then they {works}.", "and this is what they did: they {works}.", "slowly, so as not to frighten it, they {works}."),
-        scene.say("it took [an hour|half the night], but it worked.", "{hero} lost a boot and {friend} lost {friend_his} hat, but it worked."),
-        scene.say("the {animal} shook itself and [licked|sniffed|looked at] {hero}'s hand.", "the {animal} stood there, trembling and safe."),
+        scene.say(
+            "then they {works}.",
+            "and this is what they did: they {works}.",
+            "slowly, so as not to frighten it, they {works}.",
+        ),
+        scene.say(
+            "it took [an hour|half the night], but it worked.",
+            "{hero} lost a boot and {friend} lost {friend_his} hat, but it worked.",
+        ),
+        scene.say(
+            "the {animal} shook itself and [licked|sniffed|looked at] {hero}'s hand.",
+            "the {animal} stood there, trembling and safe.",
+        ),
     )
     fourth = paragraph(
-        scene.say("they wrapped it in a blanket and gave it [warm milk|water].", "{friend} carried it home under {friend_his} coat."),
+        scene.say(
+            "they wrapped it in a blanket and gave it [warm milk|water].",
+            "{friend} carried it home under {friend_his} coat.",
+        ),
         scene.say("they called it {named}.", '"What shall we call it?" asked {friend}. "{named}," said {hero}.'),
         scene.say(
             "{named} still follows {hero} everywhere, even to church.",
@@ -236,7 +312,10 @@ def rescue(rng: random.Random) -> Tale:
         "village",
         title_case(title),
         (first, second, third, fourth),
-        scene.say("{hero} and {friend} save a(n) {animal} and call it {named}.", "a(n) {animal} {trouble}, and {hero} and {friend} save it."),
+        scene.say(
+            "{hero} and {friend} save a(n) {animal} and call it {named}.",
+            "a(n) {animal} {trouble}, and {hero} and {friend} save it.",
+        ),
         facts,
         (
             ("Which animal was in trouble?", scene.say("it was a(n) {animal}.")),
@@ -261,16 +340,22 @@ def planting(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    elder = person(rng, female=not hero.female, taken=(hero.name,))
+    elder = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("elder", elder)
     scene.set(plant=scene.pick(PLANTS), years=scene.pick(("five", "seven", "ten", "twelve")), place=scene.pick(("the school", "the bridge", "the well", "the old wall", "{his} grandmother's house")),
               kin=("grandmother" if elder.female else "grandfather"))  # fmt: skip
-    title = scene.say("the {plant}", "the {plant} of {village}", "{hero}'s {plant}", "a year with a(n) {plant}", "what {elder} planted")
+    title = scene.say(
+        "the {plant}",
+        "the {plant} of {village}",
+        "{hero}'s {plant}",
+        "a year with a(n) {plant}",
+        "what {elder} planted",
+    )
     first = paragraph(
         scene.say(
             "when {hero} was [six|seven|eight], {his} {kin} {elder} gave {him} a(n) {plant} no longer than a finger.",
-            "{elder}, {hero}'s {kin}, put a small pot into {his} hands. \"A(n) {plant},\" {elder_he} said.",
+            '{elder}, {hero}\'s {kin}, put a small pot into {his} hands. "A(n) {plant}," {elder_he} said.',
         ),
         scene.say(
             '"It needs three things," said {elder}. "Water, light, and somebody who comes back."',
@@ -282,13 +367,22 @@ def planting(rng: random.Random) -> Tale:
     middle = []
     for season_name, event, state, care in [YEAR[(order + k) % 4] for k in range(4)]:
         scene.set(season_name=season_name, event=event, state=state, care=care)
-        middle.append(scene.say("{season_name} {event}, and {state}. {care}.", "{season_name} {event}. {care}.", "{season_name} {event}, but {care}."))
+        middle.append(
+            scene.say(
+                "{season_name} {event}, and {state}. {care}.",
+                "{season_name} {event}. {care}.",
+                "{season_name} {event}, but {care}.",
+            )
+        )
     third = paragraph(
         scene.say(
             "and when the year was over, the {plant} was as tall as {hero}.",
             "so a year went by, and the {plant} was still there, and so was {hero}.",
         ),
-        scene.say('"You came back," said {elder}. That was all {elder_he} said, but {elder_he} smiled.', "{elder} measured it with {elder_his} stick and was pleased."),
+        scene.say(
+            '"You came back," said {elder}. That was all {elder_he} said, but {elder_he} smiled.',
+            "{elder} measured it with {elder_his} stick and was pleased.",
+        ),
     )
     fourth = paragraph(
         scene.say(
@@ -296,7 +390,7 @@ def planting(rng: random.Random) -> Tale:
             "it took {years} years until the {plant} was higher than the roof.",
         ),
         scene.say(
-            "people in {village} say, \"We will meet at {hero}'s {plant}.\"",
+            'people in {village} say, "We will meet at {hero}\'s {plant}."',
             "{hero} is grown up now, and has given away [eleven|twenty|forty] small pots, each with the same three pieces of advice.",
             "and whenever {hero} came home from a journey, {he} went there first.",
         ),
@@ -309,7 +403,10 @@ def planting(rng: random.Random) -> Tale:
         "village",
         title_case(title),
         (first, paragraph(*middle), third, fourth),
-        scene.say("{hero} plants a(n) {plant} beside {place} and looks after it through all the seasons.", "{elder} gives {hero} a(n) {plant}, and {hero} comes back every day."),
+        scene.say(
+            "{hero} plants a(n) {plant} beside {place} and looks after it through all the seasons.",
+            "{elder} gives {hero} a(n) {plant}, and {hero} comes back every day.",
+        ),
         facts,
         (
             (f"What did {hero.name} plant?", scene.say("{hero} planted a(n) {plant}.")),

@@ -1,5 +1,7 @@
 """Tales with a refrain: the same verse or exchange comes back word for word, as in stories told aloud."""
 
+# ruff: noqa: E501 -- a template is one line
+
 import random
 
 from training import lexicon
@@ -37,9 +39,22 @@ def toll(rng: random.Random) -> Tale:
     question = scene.say(
         '"Stop!" said the {short}. "Nobody crosses {way} without paying. What will you give me?"',
         '"Who is there?" growled the {short}. "Nobody passes {way} for nothing. What do you bring me?"',
-        '"Not so fast," said the {short}. "{way} is mine. What is it worth to you?"'.replace('"{way}', '"' + way[0].upper() + way[1:]),
+        '"Not so fast," said the {short}. "{way} is mine. What is it worth to you?"'.replace(
+            '"{way}', '"' + way[0].upper() + way[1:]
+        ),
     )
-    gifts = rng.sample(("a bag of acorns", "a shiny button", "a piece of cheese", "a blue feather", "a warm sock", "three plums", "a silver coin"), 2)
+    gifts = rng.sample(
+        (
+            "a bag of acorns",
+            "a shiny button",
+            "a piece of cheese",
+            "a blue feather",
+            "a warm sock",
+            "three plums",
+            "a silver coin",
+        ),
+        2,
+    )
     gift, worth = scene.pick((
         ("a story", "told the story of the river from its source to the sea"),
         ("a song", "sang it twice, and the second time the whole valley was quiet"),
@@ -47,16 +62,31 @@ def toll(rng: random.Random) -> Tale:
         ("a question", "asked when anyone had last said thank you for keeping the way safe"),
     ))  # fmt: skip
     scene.set(question=question, gift1=gifts[0], gift2=gifts[1], gift=gift, worth=worth)
-    title = scene.say("three at {way}", "the {short} of {way}", "what {hero} paid", "the {short} and the {hero_kind}", "the price of {way}")
+    title = scene.say(
+        "three at {way}",
+        "the {short} of {way}",
+        "what {hero} paid",
+        "the {short} and the {hero_kind}",
+        "the price of {way}",
+    )
     paragraphs = (
         paragraph(
-            scene.say("at {way} on the road to {village} there lived {guard}.", "everyone who wanted to go to {village} had to cross {way}, and there sat {guard}."),
-            scene.say("one {season} day three travellers came, one after the other.", "{time} in {season} three friends came along, but not together."),
+            scene.say(
+                "at {way} on the road to {village} there lived {guard}.",
+                "everyone who wanted to go to {village} had to cross {way}, and there sat {guard}.",
+            ),
+            scene.say(
+                "one {season} day three travellers came, one after the other.",
+                "{time} in {season} three friends came along, but not together.",
+            ),
         ),
         paragraph(
             scene.say("the first was {first} the {first_kind}. {question}"),
             scene.say('"I have {gift1}," said {first}.', '"Here is {gift1}," said {first}, trembling.'),
-            scene.say('"I have plenty of those," said the {short}. "Go home."', 'the {short} shook its head. "That is not enough."'),
+            scene.say(
+                '"I have plenty of those," said the {short}. "Go home."',
+                'the {short} shook its head. "That is not enough."',
+            ),
         ),
         paragraph(
             scene.say("the second was {second} the {second_kind}. {question}"),
@@ -65,17 +95,20 @@ def toll(rng: random.Random) -> Tale:
         ),
         paragraph(
             scene.say("the third was {hero} the {hero_kind}. {question}"),
-            scene.say('"I have nothing to carry," said {hero}, "so I will give you {gift}."', '"I can only give you {gift}," said {hero}.'),
+            scene.say(
+                '"I have nothing to carry," said {hero}, "so I will give you {gift}."',
+                '"I can only give you {gift}," said {hero}.',
+            ),
             scene.say("and {he} {worth}."),
             scene.say(
-                "the {short} was silent for a long time. Then it moved aside. \"You may pass,\" it said, \"and so may your friends.\"",
-                "a tear as big as an apple ran down the {short}'s face. \"That is what I wanted,\" it said. \"You may all cross.\"",
+                'the {short} was silent for a long time. Then it moved aside. "You may pass," it said, "and so may your friends."',
+                'a tear as big as an apple ran down the {short}\'s face. "That is what I wanted," it said. "You may all cross."',
             ),
         ),
         scene.say(
             "since then nobody pays at {way} with anything else.",
             "and when you come to {way}, and hear somebody ask, remember what {hero} gave.",
-            "the {short} is still there, but now it asks, \"How are you?\"",
+            'the {short} is still there, but now it asks, "How are you?"',
         ),
     )
     facts = {
@@ -102,7 +135,7 @@ def song(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = animal(rng, kind=scene.pick(("dog", "donkey", "goat", "goose", "horse")), taken=(hero.name,))
+    friend = animal(rng, kind=scene.pick(("dog", "donkey", "goat", "goose", "horse")), taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     scene.set(verse=scene.pick(VERSES), food=scene.pick(lexicon.FOODS), port=scene.pick(lexicon.PORTS))
@@ -114,13 +147,18 @@ def song(rng: random.Random) -> Tale:
         ("the long bridge", "the boards groaned and the wind pushed", "the boards held"),
         ("the empty inn", "a door opened and closed by itself", "the door stayed shut"),
     ), 3)  # fmt: skip
-    title = scene.say("the song", "{hero}'s way home", "the road to {village}", "a song for the dark", "{hero} and {friend}")
+    title = scene.say(
+        "the song", "{hero}'s way home", "the road to {village}", "a song for the dark", "{hero} and {friend}"
+    )
     first = paragraph(
         scene.say(
             "{hero} the {hero_kind} had to walk home from {port} to {village} by night, with a sack of {food} and {his} {friend_kind} {friend}.",
             "the market in {port} had ended late, and {hero} the {hero_kind} walked home to {village} in the dark. Beside {him} went {friend} the {friend_kind}.",
         ),
-        scene.say("to keep up their courage {he} sang the song {his} mother had taught {him}:", "{he} was afraid, and so {he} sang:"),
+        scene.say(
+            "to keep up their courage {he} sang the song {his} mother had taught {him}:",
+            "{he} was afraid, and so {he} sang:",
+        ),
         scene.say('"{verse}"'),
     )
     stages = []

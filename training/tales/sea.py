@@ -1,14 +1,12 @@
 """Sea tales: a voyage with a cargo, a lamp in the fog, a bottle with a message."""
 
+# ruff: noqa: E501 -- a template is one line
+
 import random
 
 from training import lexicon
 from training.grammar import Scene, Tale, animal, paragraph, person, title_case
 
-SHIPS = (
-    "Kittiwake", "Grey Goose", "Morning Star", "Patience", "Silver Eel", "Two Sisters", "Windflower", "Old Hare",
-    "Petrel", "Long Summer", "Salt Cat", "Good Intent", "Lady of Corran",
-)  # fmt: skip
 VESSELS = ("schooner", "cutter", "brig", "barge", "sloop", "fishing boat", "ketch")
 CARGOES = (
     "barrels of honey", "sacks of barley", "bales of wool", "crates of oranges", "church bells", "roof slates",
@@ -28,7 +26,7 @@ TROUBLES = (
     ("water came up between the planks faster than the pump could throw it out", "they would have to leave the ship",
      "{pet} the ship's {pet_kind} was found sitting beside the leak", "stuffed the hole with wool and tar and nailed a board over it"),
     ("a whale as long as the ship lay down to sleep in front of them", "it would wake up angry",
-     "{mate} had once lived among whale fishers and knew that they dislike drums", "beat softly on an empty barrel until the whale sighed and swam away"),
+     "{mate} remembered an old saying, that whales dislike drums", "beat softly on an empty barrel until the whale sighed and swam away"),
 )  # fmt: skip
 
 
@@ -37,13 +35,13 @@ def voyage(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    mate = person(rng, female=not hero.female if rng.random() < 0.8 else hero.female, taken=(hero.name,))
+    mate = person(rng, female=not hero.female if rng.random() < 0.8 else hero.female, taken=(hero.name, hero.role))
     pet = animal(rng, kind=scene.pick(("cat", "dog", "goat", "parrot", "hen")), taken=(hero.name, mate.name))
     scene.cast("hero", hero)
     scene.cast("mate", mate)
     scene.cast("pet", pet)
     home, target = rng.sample(lexicon.PORTS, 2)
-    scene.set(ship=scene.pick(SHIPS), vessel=scene.pick(VESSELS), cargo=scene.pick(CARGOES), home=home, target=target,
+    scene.set(ship=scene.pick(lexicon.SHIPS), vessel=scene.pick(VESSELS), cargo=scene.pick(CARGOES), home=home, target=target,
               days=scene.pick(("four", "six", "eight", "nine", "eleven", "twelve")), crew=scene.pick(("five", "six", "seven", "nine", "a dozen")),
               island=scene.pick(lexicon.ISLANDS), day=scene.pick(("third", "second", "fourth")))  # fmt: skip
     happened, feared, sign, done = scene.pick(TROUBLES)
@@ -68,7 +66,7 @@ def voyage(rng: random.Random) -> Tale:
         scene.say("on the {day} day {happened}.", "then, two hours past {island}, {happened}.", "off {island} {happened}."),
         scene.say(
             "the crew [grew quiet|looked at one another], for they were afraid that {feared}.",
-            '"Captain," said one of the sailors, "{feared}."'.replace("would", "will"),
+            '"Captain," said one of the sailors, and said no more. They all thought that {feared}.',
             "everyone thought that {feared}.",
         ),
         scene.say(
@@ -79,7 +77,11 @@ def voyage(rng: random.Random) -> Tale:
     )  # fmt: skip
     third = paragraph(
         scene.say("it was then that {sign}.", "and {sign}.", "now {sign}."),
-        scene.say("that gave {hero} an idea.", "{hero} [nodded|laughed]. \"That is it,\" {he} said.", '"[Good|Well done]," said {hero}. "All hands!"'),
+        scene.say(
+            "that gave {hero} an idea.",
+            '{hero} [nodded|laughed]. "That is it," {he} said.',
+            '"[Good|Well done]," said {hero}. "All hands!"',
+        ),
         scene.say("they {done}.", "quickly, and without a word, they {done}.", "the crew {done}."),
     )
     fourth = paragraph(
@@ -90,7 +92,7 @@ def voyage(rng: random.Random) -> Tale:
         ),
         scene.say(
             "{hero} bought hot pies for the whole crew, and the largest was for {mate}.",
-            "in the log {hero} wrote: \"Sailed from {home}. Some trouble on the way. Arrived in {target}. All well.\"",
+            'in the log {hero} wrote: "Sailed from {home}. Some trouble on the way. Arrived in {target}. All well."',
             "{pet} the {pet_kind} was the first to go ashore.",
             'when people in {target} asked about the crossing, {mate} only said, "We had a good captain." And {hero} said, "I had a good mate."',
             "the next morning they loaded again and sailed for home.",
@@ -125,19 +127,25 @@ def beacon(rng: random.Random) -> Tale:
     scene.setting()
     scene.set(season=scene.pick(("autumn", "winter")))
     hero = person(rng)
-    child = person(rng, female=not hero.female, taken=(hero.name,))
+    child = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("child", child)
-    scene.set(ship=scene.pick(SHIPS), island=scene.pick(lexicon.ISLANDS), port=scene.pick(lexicon.PORTS),
+    scene.set(ship=scene.pick(lexicon.SHIPS), island=scene.pick(lexicon.ISLANDS), port=scene.pick(lexicon.PORTS),
               kin=("daughter" if child.female else "son"), number=scene.pick(("fourteen", "nineteen", "twenty-two", "thirty")))  # fmt: skip
     cause, plan, seen = scene.pick((
-        ("the oil had frozen in the pipe", "lit a row of barrels along the rocks", "a line of fire"),
-        ("the wind had broken the glass and blown out the flame", "rang the fog bell by hand, three strokes and a pause", "three strokes and a pause"),
-        ("a wild goose had flown into the lens", "hung every lantern and mirror of the house in the windows", "a house full of light"),
-        ("the clockwork that turned the lamp had stopped", "turned the great lens by hand, once every ten seconds", "the light, turning as it always did"),
+        ("the oil had frozen in the pipe", "lit a row of barrels along the rocks", "saw a line of fire"),
+        ("the wind had broken the glass and blown out the flame", "rang the fog bell by hand, three strokes and a pause", "heard three strokes and a pause"),
+        ("a wild goose had flown into the lens", "hung every lantern and mirror of the house in the windows", "saw a house full of light"),
+        ("the clockwork that turned the lamp had stopped", "turned the great lens by hand, once every ten seconds", "saw the light, turning as it always did"),
     ))  # fmt: skip
     scene.set(cause=cause, plan=plan, seen=seen)
-    title = scene.say("the lamp on {island}", "the night of the {ship}", "{hero} and the lamp", "the keeper's {kin}", "light for the {ship}")
+    title = scene.say(
+        "the lamp on {island}",
+        "the night of the {ship}",
+        "{hero} and the lamp",
+        "the keeper's {kin}",
+        "light for the {ship}",
+    )
     first = paragraph(
         scene.say(
             "{hero} kept the lighthouse on {island}, and {his} {kin} {child} kept {him} company.",
@@ -159,7 +167,7 @@ def beacon(rng: random.Random) -> Tale:
         ),
         scene.say(
             '"I cannot mend it in time," said {hero}. "Then we must show them in another way," said {child}.',
-            "{hero} worked at the lamp with numb fingers. \"It is no use,\" {he} said. But {child} had an idea.",
+            '{hero} worked at the lamp with numb fingers. "It is no use," {he} said. But {child} had an idea.',
         ),
     )
     third = paragraph(
@@ -167,7 +175,7 @@ def beacon(rng: random.Random) -> Tale:
         if "barrels" in plan else scene.say("together they {plan}.", "they did not lose a minute: they {plan}."),
         scene.say("their arms ached and the {weather} stung their faces, but they went on [until morning|for six hours].",
                   "hour after hour they kept at it, taking turns, and neither of them slept."),
-        scene.say("on the {ship} the helmsman noticed {seen}, and turned the wheel.", "and the {ship}? Her captain noticed {seen}, understood, and turned away from the rocks."),
+        scene.say("on the {ship} the helmsman {seen}, and turned the wheel.", "and the {ship}? Her captain {seen} and turned away from the rocks."),
     )  # fmt: skip
     fourth = paragraph(
         scene.say(
@@ -175,9 +183,11 @@ def beacon(rng: random.Random) -> Tale:
             "when the sun came up, the {ship} was at anchor in calm water, and all {number} people were well.",
         ),
         scene.say(
-            "a week later a parcel came to {island}. In it was a [warm coat|telescope|box of oranges], and a note: \"For the keeper's {kin}, from the {ship}.\"",
-            "{hero} wrote in the book: \"Lamp out at eight. {child} had an idea. No ship lost.\"",
-            "since that night {child} has {his_child} own line in the lighthouse book, right below {hero}'s.".replace("{his_child}", "{child_his}"),
+            'a week later a parcel came to {island}. In it was a [warm coat|telescope|box of oranges], and a note: "For the keeper\'s {kin}, from the {ship}."',
+            '{hero} wrote in the book: "Lamp out at eight. {child} had an idea. No ship lost."',
+            "since that night {child} has {his_child} own line in the lighthouse book, right below {hero}'s.".replace(
+                "{his_child}", "{child_his}"
+            ),
         ),
     )
     facts = {
@@ -205,7 +215,7 @@ def bottle(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    writer = person(rng, female=not hero.female, taken=(hero.name,))
+    writer = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("writer", writer)
     scene.set(island=scene.pick(lexicon.ISLANDS), port=scene.pick(lexicon.PORTS), food=scene.pick(lexicon.FOODS), thing=scene.pick(lexicon.THINGS),
@@ -217,7 +227,9 @@ def bottle(rng: random.Random) -> Tale:
         "I threw this bottle into the sea to see how far kindness can swim. Answer me on {island}. {writer}.",
     )
     scene.set(message=message)
-    title = scene.say("the bottle", "a message from {island}", "the {adjective} bottle", "{hero} and the bottle", "words in a bottle")
+    title = scene.say(
+        "the bottle", "a message from {island}", "the {adjective} bottle", "{hero} and the bottle", "words in a bottle"
+    )
     first = paragraph(
         scene.say(
             "after the [storm|spring tide] {hero} the {hero_kind} found a(n) {adjective} bottle on the beach of {port}.",
@@ -232,9 +244,14 @@ def bottle(rng: random.Random) -> Tale:
             '"{island}," said {hero}. "That is [two|three] days away."',
             "that night {he} could not sleep, for {he} kept hearing the words.",
         ),
-        scene.say('again and again {he} heard it: "{message}"', 'in the morning {he} read it to everyone in the harbour: "{message}"'),
         scene.say(
-            "then {he} packed {food}, {a_thing} and a warm blanket, and borrowed a boat.".replace("{a_thing}", "a(n) {thing}"),
+            'again and again {he} heard it: "{message}"',
+            'in the morning {he} read it to everyone in the harbour: "{message}"',
+        ),
+        scene.say(
+            "then {he} packed {food}, {a_thing} and a warm blanket, and borrowed a boat.".replace(
+                "{a_thing}", "a(n) {thing}"
+            ),
             "by noon {he} had a boat, a bag of {food}, and a(n) {thing} as a present.",
         ),
     )
@@ -249,7 +266,10 @@ def bottle(rng: random.Random) -> Tale:
         ),
     )
     fourth = paragraph(
-        scene.say("they ate {food} and talked until the stars came out.", "{writer} liked the {thing} very much, and they talked all night."),
+        scene.say(
+            "they ate {food} and talked until the stars came out.",
+            "{writer} liked the {thing} very much, and they talked all night.",
+        ),
         scene.say(
             "every {season} since then {hero} has sailed to {island}, and the {adjective} bottle stands on the table with flowers in it.",
             "now {writer} lives in {port}, two doors from {hero}, and still throws a bottle into the sea every year, for somebody else.",
@@ -264,7 +284,10 @@ def bottle(rng: random.Random) -> Tale:
         "sea",
         title_case(title),
         (first, second, third, fourth),
-        scene.say("{hero} the {hero_kind} finds a message in a bottle and sails to {island} to meet {writer}.", "a bottle brings {hero} and {writer} together."),
+        scene.say(
+            "{hero} the {hero_kind} finds a message in a bottle and sails to {island} to meet {writer}.",
+            "a bottle brings {hero} and {writer} together.",
+        ),
         facts,
         (
             ("What did the message say?", f'It said: "{message}"'),

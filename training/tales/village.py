@@ -1,5 +1,7 @@
 """Tales of the river villages: something lost, something broken, the water rising."""
 
+# ruff: noqa: E501 -- a template is one line
+
 import random
 
 from training import lexicon
@@ -9,7 +11,7 @@ OPENINGS = (
     "in the village of {village}, [where the river {river} bends|beside the river {river}|on the bank of the {river}], "
     "there [lived|once lived] a(n) {hero_kind} [called|named] {hero}.",
     "{hero} was the {hero_kind} of {village}[| and knew everyone by name|, and had been for years].",
-    "it was {season} in {village}, and {mark}.",
+    "it was {season} in {village}, and {mark}. {hero} the {hero_kind} was at work as always.",
     "[nobody|no one] in {village} worked harder than {hero} the {hero_kind}.",
     "[long ago|once upon a time|once|years ago], when {village} had only one street, there was a(n) {hero_kind} called {hero}.",
     "everyone on the river {river} knew {hero} the {hero_kind}.",
@@ -28,15 +30,39 @@ SEASON_LINES = (
 
 # where a thing is found, how it came there; `shiny` things can go to the magpie
 SPOTS = (
-    ("in the pocket of {his} other coat", "it had been there [all along|the whole time]", "searching {his} own pockets"),
-    ("under the bench by the mill pond", "it had slipped out while {he} was [resting|eating {his} lunch]", "retracing {his} steps"),
+    (
+        "in the pocket of {his} other coat",
+        "it had been there [all along|the whole time]",
+        "searching {his} own pockets",
+    ),
+    (
+        "under the bench by the mill pond",
+        "it had slipped out while {he} was [resting|eating {his} lunch]",
+        "retracing {his} steps",
+    ),
     ("between two stones of the weir", "the river had carried it there", "following the current"),
     ("at the bottom of a flour sack", "it had fallen in while the sacks were being filled", "emptying every sack"),
-    ("in the hay above the stable", "{he} had slept there [on the night of the storm|after the fair]", "climbing up to the hay"),
-    ("in the bow of the old ferry", "it had rolled there when the boat tipped", "looking under the planks of the ferry"),
-    ("behind the clock in the schoolroom", "one of the children had put it there to keep it safe", "asking the children"),
+    (
+        "in the hay above the stable",
+        "{he} had slept there [on the night of the storm|after the fair]",
+        "climbing up to the hay",
+    ),
+    (
+        "in the bow of the old ferry",
+        "it had rolled there when the boat tipped",
+        "looking under the planks of the ferry",
+    ),
+    (
+        "behind the clock in the schoolroom",
+        "one of the children had put it there to keep it safe",
+        "asking the children",
+    ),
     ("in the dog's basket", "the dog had taken it because it smelled of {him}", "following the dog"),
-    ("under the loose step of the bridge", "it had dropped through the gap", "kneeling on the wet boards of the bridge"),
+    (
+        "under the loose step of the bridge",
+        "it had dropped through the gap",
+        "kneeling on the wet boards of the bridge",
+    ),
     ("in the roots of the great willow", "{he} had set it down there to listen to the river", "sitting down to think"),
 )
 MAGPIE = ("in a magpie's nest in the tall ash tree", "the magpie had taken it because it shone", "watching the magpie")
@@ -63,7 +89,7 @@ def lost(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = person(rng, female=not hero.female if rng.random() < 0.8 else hero.female, taken=(hero.name,))
+    friend = person(rng, female=not hero.female if rng.random() < 0.8 else hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     workplace, tool, work = lexicon.TRADES[hero.role]
@@ -75,7 +101,7 @@ def lost(rng: random.Random) -> Tale:
                       "the {hero_kind} of {village}")  # fmt: skip
     first = paragraph(
         scene.say(*OPENINGS),
-        scene.maybe(0.6, "{hero} the {hero_kind} was [at work|at {workplace}] as always.", *WORK) if rng.random() < 0.5 else "",
+        scene.maybe(0.3, *WORK),
         scene.say(
             "{hero} owned one thing that {he} would not have sold for any money: a(n) {thing}.",
             "{hero} never went anywhere without {his} {thing}.",
@@ -148,7 +174,7 @@ def lost(rng: random.Random) -> Tale:
             (f"What did {hero.name} lose?", scene.say("{hero} lost a(n) {thing}.")),
             ("Where was it found?", scene.say("it was found {spot}.")),
             (f"Who helped {hero.name}?", scene.say("{friend} the {friend_kind} helped {hero}.")),
-            (f"Who was {hero.name}?", scene.say("{hero} was the {hero_kind} of {village}.")),
+            (f"Who was {hero.name}?", scene.say("{hero} was a(n) {hero_kind}.")),
         ),
     )
 
@@ -187,7 +213,7 @@ def repair(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = person(rng, female=not hero.female, taken=(hero.name,))
+    friend = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     machine, place, trouble, need, cause, remedy, tool, sound = scene.pick(MACHINES)
@@ -225,8 +251,8 @@ def repair(rng: random.Random) -> Tale:
     )  # fmt: skip
     third = paragraph(
         scene.say(
-            'then {he} [lay down|knelt] and looked [closely|from underneath], and saw it: {cause}.',
-            'then {friend} held the lantern, and {hero} saw what was wrong. {cause}.',
+            "then {he} [lay down|knelt] and looked [closely|from underneath], and saw it: {cause}.",
+            "then {friend} held the lantern, and {hero} saw what was wrong. {cause}.",
             '"Look," said {hero}. "[No wonder|That is why]. {cause}."',
         ),
         scene.say(
@@ -293,8 +319,12 @@ def flood(rng: random.Random) -> Tale:
     scene.setting()
     scene.set(season=scene.pick(("spring", "autumn")))
     hero = person(rng)
-    friend = person(rng, female=not hero.female, taken=(hero.name,))
-    pet = animal(rng, kind=scene.pick(("dog", "cat", "goat", "donkey", "goose")), taken=(hero.name, friend.name))
+    friend = person(rng, female=not hero.female, taken=(hero.name, hero.role))
+    pet = animal(
+        rng,
+        kind=scene.pick(("dog", "cat", "goat", "donkey", "goose")),
+        taken=(hero.name, friend.name, hero.role, friend.role),
+    )
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     scene.cast("pet", pet)

@@ -1,5 +1,7 @@
 """Workshop tales: an invention that goes wrong before it goes right, and an apprentice who learns to see."""
 
+# ruff: noqa: E501 -- a template is one line
+
 import random
 
 from training import lexicon
@@ -42,43 +44,67 @@ def invention(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    friend = person(rng, female=not hero.female, taken=(hero.name,))
+    friend = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("friend", friend)
     invention_name, need, first_try, failure, insight, second_try, now = scene.pick(INVENTIONS)
     scene.set(invention=invention_name, need=need, first_try=first_try, failure=failure, insight=insight, second_try=second_try, now=now,
-              days=scene.pick(("nine", "ten", "twenty", "thirty")), fair=scene.pick(("the harvest fair", "the spring fair", "the market", "the midsummer feast")))  # fmt: skip
-    title = scene.say("the {invention}", "{hero}'s {invention}", "how the {invention} was invented", "{hero} the inventor", "the inventor of {village}")
+              days=scene.pick(("nine", "ten", "twenty", "thirty")), fair=scene.pick(("the fair", "the market", "the village feast", "the town hall")))  # fmt: skip
+    title = scene.say(
+        "the {invention}",
+        "{hero}'s {invention}",
+        "how the {invention} was invented",
+        "{hero} the inventor",
+        "the inventor of {village}",
+    )
     first = paragraph(
         scene.say(
             "{hero} of {village} was a(n) {hero_kind} by day and an inventor by night.",
             "in {village} lived an inventor called {hero}, who earned {his} bread as a(n) {hero_kind}.",
-            "{hero} could not see a problem without reaching for a pencil.",
+            "{hero}, the {hero_kind} of {village}, could not see a problem without reaching for a pencil.",
         ),
         scene.say(
             "one thing troubled {him}: {need}.",
-            'that {season} everyone [complained about|spoke of] the same thing: {need}.',
-            '"It cannot go on like this," said {friend} the {friend_kind}. "{need}."'.replace("{need}", need[0].upper() + need[1:]),
+            "that {season} everyone [complained about|spoke of] the same thing: {need}.",
+            '"It cannot go on like this," people said, for {need}.',
         ),
         scene.say("so {he} decided to build a(n) {invention}.", '"What we need," said {hero}, "is a(n) {invention}."'),
     )
     second = paragraph(
-        scene.say("the first one was {first_try}.", "after {days} nights of sawing and hammering it was ready: {first_try}."),
-        scene.say("{he} showed it at {fair}.", "at {fair} everybody came to look.", "the whole village gathered to see it work."),
+        scene.say(
+            "the first one was {first_try}.", "after {days} nights of sawing and hammering it was ready: {first_try}."
+        ),
+        scene.say(
+            "{he} showed it at {fair}.",
+            "at {fair} everybody came to look.",
+            "the whole village gathered to see it work.",
+        ),
         scene.say("it did not go well: {failure}.", "for a minute all was well. Then {failure}."),
-        scene.say("people laughed until they had to sit down.", "{friend} tried not to laugh, and failed.", "{hero} went home by the back lane."),
+        scene.say(
+            "people laughed until they had to sit down. Only {friend} the {friend_kind} was quiet.",
+            "{friend} the {friend_kind} tried not to laugh, and failed.",
+            "{hero} went home by the back lane, and {friend} the {friend_kind} carried the pieces.",
+        ),
     )
     third = paragraph(
         scene.say(
-            "but {hero} did not throw the drawings away. {He} wrote under them: \"{insight}.\"",
-            "{friend} came by with [soup|tea]. \"What have you learned?\" {friend_he} asked. {hero} thought about it. \"That {insight},\" {he} said.",
-            "for three days {he} said nothing at all. On the fourth {he} sat up in bed and cried, \"Of course! {insight}!\"",
+            'but {hero} did not throw the drawings away. {He} wrote under them: "{insight}."',
+            '{friend} came by with [soup|tea]. "What have you learned?" {friend_he} asked. {hero} thought about it. "That {insight}," {he} said.',
+            'for three days {he} said nothing at all. On the fourth {he} sat up in bed and cried, "Of course! {insight}!"',
         ),
-        scene.say("the second one was {second_try}.", "so {he} began again and made {second_try}.", "{he} took the old one apart and built {second_try}."),
+        scene.say(
+            "the second one was {second_try}.",
+            "so {he} began again and made {second_try}.",
+            "{he} took the old one apart and built {second_try}.",
+        ),
         scene.maybe(0.5, "{friend} [held the lamp|handed {him} the nails|sharpened the saws]."),
     )
     fourth = paragraph(
-        scene.say("this time nobody laughed.", "this time it worked.", "it worked on the first day, and on the second, and it works still."),
+        scene.say(
+            "this time nobody laughed.",
+            "this time it worked.",
+            "it worked on the first day, and on the second, and it works still.",
+        ),
         scene.say("today the {invention} {now}.", "the {invention} {now}."),
         scene.say(
             '"What will you invent next?" asked {friend}. "Something that fails," said {hero}. "That is how it starts."',
@@ -125,14 +151,16 @@ def apprentice(rng: random.Random) -> Tale:
     scene = Scene(rng)
     scene.setting()
     hero = person(rng)
-    master = person(rng, female=not hero.female, taken=(hero.name,))
+    master = person(rng, female=not hero.female, taken=(hero.name, hero.role))
     scene.cast("hero", hero)
     scene.cast("master", master)
     task, flaw, test, learned = scene.pick(LESSONS)
     thing = task.split(" ")[-1]
     scene.set(task=task, flaw=flaw, test=test, learned=learned, thing=thing, years=scene.pick(("three", "four", "five", "seven")),
               food=scene.pick(lexicon.FOODS))  # fmt: skip
-    title = scene.say("the apprentice", "{hero} learns", "{master}'s apprentice", "the third {thing}", "how {hero} learned to {task}")
+    title = scene.say(
+        "the apprentice", "{hero} learns", "{master}'s apprentice", "the third {thing}", "how {hero} learned to {task}"
+    )
     first = paragraph(
         scene.say(
             "when {hero} was thirteen, {he} was sent to {village} to learn a trade from old {master}.",
@@ -145,15 +173,21 @@ def apprentice(rng: random.Random) -> Tale:
         ),
     )
     second = paragraph(
-        scene.say("{hero} worked [quickly|until noon] and was pleased with it.", "{hero} had seen it done a hundred times, and was done in an hour."),
-        scene.say("{master} said nothing. {He_m} only {test}.".replace("{He_m}", "{master_He}"), "{master} came in, nodded, and {test}."),
+        scene.say(
+            "{hero} worked [quickly|until noon] and was pleased with it.",
+            "{hero} had seen it done a hundred times, and was done in an hour.",
+        ),
+        scene.say(
+            "{master} said nothing. {He_m} only {test}.".replace("{He_m}", "{master_He}"),
+            "{master} came in, nodded, and {test}.",
+        ),
         scene.say("then {hero} saw that {flaw}.", "now anyone could see that {flaw}."),
         scene.say('"Again," said {master}.', '{master} smiled a little. "Again," {master_he} said.'),
     )
     third = paragraph(
         scene.say(
-            "the second {thing} was better, but not good. Once more {master} {test}, and once more {master_he} said, \"Again.\"",
-            "{hero} tried to hurry, and the second {thing} was worse than the first. \"Again,\" said {master}.",
+            'the second {thing} was better, but not good. Once more {master} {test}, and once more {master_he} said, "Again."',
+            '{hero} tried to hurry, and the second {thing} was worse than the first. "Again," said {master}.',
         ),
         scene.say(
             "that evening {hero} [sat alone|ate {his} {food} in silence] and watched {master_his} hands at work. Then {he} understood: {learned}.",
@@ -163,11 +197,14 @@ def apprentice(rng: random.Random) -> Tale:
     )
     fourth = paragraph(
         scene.say("the third {thing} took the whole day.", "for the third {thing} {hero} took three days."),
-        scene.say("{master} {test}, and waited, and waited. Nothing was wrong with it.", "when {master} {test}, nothing happened at all, and that was the best thing that could happen."),
+        scene.say(
+            "{master} {test}, and waited, and waited. Nothing was wrong with it.",
+            "when {master} {test}, nothing happened at all, and that was the best thing that could happen.",
+        ),
         scene.say(
             '"Good," said {master}. "Now we can begin."',
-            "{master} put it in the window. \"Not for sale,\" {master_he} said.",
-            "after {years} years {hero} had a workshop and an apprentice too. And when the work was done too quickly, {he} smiled and said, \"Again.\"",
+            '{master} put it in the window. "Not for sale," {master_he} said.',
+            'after {years} years {hero} had a workshop and an apprentice too. And when the work was done too quickly, {he} smiled and said, "Again."',
         ),
     )
     facts = {
@@ -178,7 +215,9 @@ def apprentice(rng: random.Random) -> Tale:
         "workshop",
         title_case(title),
         (first, second, third, fourth),
-        scene.say("{hero} learns from {master} to {task}: {learned}.", "an apprentice fails twice and learns how to {task}."),
+        scene.say(
+            "{hero} learns from {master} to {task}: {learned}.", "an apprentice fails twice and learns how to {task}."
+        ),
         facts,
         (
             (f"What did {hero.name} have to do?", scene.say("{hero} had to {task}.")),
