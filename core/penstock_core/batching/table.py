@@ -30,7 +30,7 @@ class TokenBatch:
         query_start: int32 [N + 1]. seq_lens: int32 [N]. block_table: int32 [N, P].
         logit_rows: int64 [R], places in the flattened batch whose logits are wanted.
         sample_rows: int64 [R], rows of the persistent arrays. output_positions: int64 [R], index of the output token.
-        drafts: int64 [R], the draft that each sampled position's context ends with, -1 for none; None: no drafts at all.
+        drafts: int64 [R], the draft that each sampled position's context ends with, -1 for none; None: no drafts.
         copies: pages (source, destination) to copy before the forward pass.
         admitted: sequences that got a row for this step. vacated: rows given up since the last step.
     """

@@ -1,6 +1,7 @@
 """The pipeline that joins batcher, engine and sampler, and the executor that drives it."""
 
 from penstock_core.pipeline.config import PipelineConfig
+from penstock_core.pipeline.executor import InferencePipelineExecutor
 from penstock_core.pipeline.pipeline import UnifiedInferencePipeline
 from penstock_core.pipeline.requests import (
     Capacity,
@@ -17,6 +18,7 @@ __all__ = [
     "ChoiceChunk",
     "EngineRequest",
     "FinishedRequest",
+    "InferencePipelineExecutor",
     "PipelineConfig",
     "PipelineStatistics",
     "RequestOutput",

@@ -107,7 +107,7 @@ class RequestDoor:
             if params.logprobs is not None and len(choice.logprobs or ()) != len(tokens):
                 raise InvalidRequest(
                     "resume",
-                    f"choice {choice.index} has {len(choice.logprobs or ())} log-probabilities for {len(tokens)} tokens",
+                    f"choice {choice.index} has {len(choice.logprobs or ())} logprobs for {len(tokens)} tokens",
                 )
             if params.num_choices > params.n and len(tokens):
                 raise InvalidRequest("resume", "best_of publishes nothing before its end, so nothing can be resumed")

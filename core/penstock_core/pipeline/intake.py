@@ -19,6 +19,13 @@ from penstock_core.sampling import Detokenizer, TextStream
 UNLIMITED_OUTPUT_TOKENS = 1024  # what a choice without max_tokens counts for in the pipeline's capacity
 
 
+def reserved_tokens(request: EngineRequest, max_model_len: int) -> int:
+    """Tokens of the page pool that a request may come to need: its prompt once, and the output of every choice."""
+    length, params = len(request.prompt_token_ids), request.sampling
+    output = min(max_model_len - length, params.max_tokens or UNLIMITED_OUTPUT_TOKENS)
+    return length + output * params.num_choices
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Opens requests for one model."""
@@ -79,8 +86,7 @@ class Intake:
                 unfinished = [progress.choices[0]]
             unfinished[0].sequence.wants_prompt_logits = True
         progress.open_choices = len(unfinished)
-        output = min(limit, params.max_tokens or UNLIMITED_OUTPUT_TOKENS)
-        progress.reserved_tokens = len(prompt) + output * params.num_choices
+        progress.reserved_tokens = reserved_tokens(request, self.batching.max_model_len)
         return progress
 
     def _text_stream(self, request: EngineRequest) -> TextStream:
