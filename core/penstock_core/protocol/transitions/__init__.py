@@ -56,6 +56,7 @@ from penstock_core.protocol.transitions.reading import (
     read_events,
     read_job,
     read_jobs,
+    scan_jobs,
     snapshot,
 )
 from penstock_core.protocol.transitions.replies import HoldStatus
@@ -111,6 +112,7 @@ __all__ = [
     "run_async",
     "run_many",
     "run_many_async",
+    "scan_jobs",
     "snapshot",
     "submit",
 ]

@@ -12,7 +12,7 @@ from penstock_core.protocol.events import JobEnded
 from penstock_core.protocol.jobs import JobFailure, JobState
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.script import Call, load_script
-from penstock_core.protocol.transitions.replies import number, number_or_none, pairs, text
+from penstock_core.protocol.transitions.replies import number, number_or_none, pairs, text, texts
 from penstock_core.protocol.workers import WorkerRecord
 
 COUNTERS = (
@@ -221,6 +221,19 @@ def read_end(keys: QueueKeys, job_id: str) -> Call[JobEnd | None]:
         return JobEnd(JobState(text(reply[0][0])), reply[0][1]) if reply[0] else None
 
     return Call(load_script("read_end"), (keys.prefix,), [0, job_id], parse)
+
+
+def scan_jobs(keys: QueueKeys, cursor: str = "0", *, count: int = 1000) -> Call[tuple[str, list[str]]]:
+    """One step of a walk over the ids of all retained jobs: the next cursor ("0" when done), and ids, some perhaps twice.
+
+    Looks at about `count` keys of the server, whosever they are.
+    """
+
+    def parse(reply: Any) -> tuple[str, list[str]]:
+        cursor, *ids = texts(reply)
+        return cursor, ids
+
+    return Call(load_script("scan_jobs"), (keys.prefix,), [0, cursor, count], parse)
 
 
 @dataclass(frozen=True, slots=True)
