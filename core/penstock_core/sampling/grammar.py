@@ -27,7 +27,8 @@ def grammar_source(response_format: ResponseFormat) -> tuple[str, str]:
     if response_format.json_schema is not None:
         return llguidance.LLMatcher.grammar_from_json_schema(response_format.json_schema), "json_schema"
     if response_format.regex is not None:
-        return llguidance.LLMatcher.grammar_from_regex(response_format.regex), "regex"
+        pattern = llguidance.regex_to_lark(response_format.regex, "d")  # \d is 0 to 9, not every script's digits
+        return llguidance.LLMatcher.grammar_from_lark(f"start: /{pattern}/"), "regex"
     if response_format.choice is not None:
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in response_format.choice)
         return llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}"), "choice"
