@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from penstock_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
