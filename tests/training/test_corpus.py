@@ -72,11 +72,9 @@ def test_the_lost_thing_is_the_found_thing() -> None:
         assert tale.facts["lost"] in tale.paragraphs[0]
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", sorted(set(PLOTS) - {"planting"}))  # a year of care names all four
 def test_one_season_per_tale(plot: str) -> None:
     seasons = {"spring", "summer", "autumn", "winter"}
-    if plot == "planting":
-        pytest.skip("a year of care names all four")
     for seed in SEEDS:
         tale = tale_of(plot, seed)
         if "season" in tale.facts:
@@ -190,12 +188,10 @@ def test_tokenizer_loses_no_character() -> None:
     tokenizer = train_tokenizer(corpus.document(1, index).text for index in range(1200))
     assert tokenizer.get_vocab_size() == VOCAB_SIZE
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
-    alphabet = random.Random(0)
+    draw = random.Random(0)
+    characters = [*range(1, 0xD800), *range(0xE000, 0x30000)]
     texts = ["Zoë said “hi” 🙂 — 北京\n\t\x00 naïve  x  ", " leading", "e\u0301", "\r\n\r\n", "1234567890"]
-    texts += [
-        "".join(chr(alphabet.choice([*range(1, 0xD800), *range(0xE000, 0x2FFFF)])) for _ in range(50))
-        for _ in range(20)
-    ]
+    texts += ["".join(map(chr, draw.choices(characters, k=50))) for _ in range(20)]
     texts += [corpus.document(9, index).text for index in range(50)]
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
