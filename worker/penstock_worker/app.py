@@ -1,0 +1,355 @@
+"""One worker process: an asyncio loop with the roles, and beside it the engine's thread.
+
+Start: Redis answers, the model is loaded, the roles run. End: a drain, or the engine's death. What each role does is in
+its own file; here is only how they are put together, in which order they start, and in which they stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import redis.asyncio
+from redis import exceptions
+
+from penstock_core.models import BrokenCheckpoint, UnsupportedModel
+from penstock_core.pipeline import PipelineConfig
+from penstock_core.protocol import transitions
+from penstock_core.protocol.broker_check import check_broker_async
+from penstock_core.protocol.connection import broker_errors, connect_async, masked
+from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguration, InvalidRequest
+from penstock_core.protocol.jobs import FinishReason
+from penstock_core.protocol.keys import QueueKeys
+from penstock_worker.broker import Broker
+from penstock_worker.claim import Claimer
+from penstock_worker.doorbell import Doorbell
+from penstock_worker.drain import Drain
+from penstock_worker.engine import Engine
+from penstock_worker.exit_codes import ExitCode
+from penstock_worker.health import Health, HealthFile
+from penstock_worker.held import HeldJobs
+from penstock_worker.load import in_daemon_thread, load_engine, pipeline_config
+from penstock_worker.metrics import WorkerMetrics
+from penstock_worker.models import ModelUnavailable, resolve
+from penstock_worker.publish import Publisher
+from penstock_worker.pulse import Pulse
+from penstock_worker.reclaim import Reclaimer
+from penstock_worker.renew import Renewer
+from penstock_worker.role import Backoff, RoleLoop
+from penstock_worker.settings import WorkerSettings, new_worker_id
+from penstock_worker.status_server import StatusServer
+from penstock_worker.writes import Writer
+
+_logger = logging.getLogger(__name__)
+
+Load = Callable[[PipelineConfig], Engine]
+T = TypeVar("T")
+
+_LISTEN_S = 10.0
+_REFUSALS = (
+    exceptions.AuthenticationError,
+    exceptions.AuthenticationWrongNumberOfArgsError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+)
+
+
+class Stop(Exception):
+    """The worker cannot start, or is asked to stop before it has; carries the exit code."""
+
+    def __init__(self, code: ExitCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def run(settings: WorkerSettings, load: Load = load_engine) -> ExitCode:
+    """Run one worker until it is drained; `load` makes its engine."""
+    if settings.worker_id is None:
+        settings = settings.model_copy(update={"worker_id": new_worker_id()})
+    return asyncio.run(_run(settings, load))
+
+
+async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
+    drain = Drain()
+    drain.install()
+    health_file = HealthFile(settings.health_dir, settings.worker_id or "")
+    loading = RoleLoop("loading", lambda: _say_loading(health_file, settings), lambda role: None)
+    loading.start()
+    client = bell = None
+    try:
+        client = connect_async(settings.redis_url, client_name=f"penstock-worker:{settings.worker_id}:calls")
+        bell = connect_async(settings.redis_url, timeout_s=_LISTEN_S)
+        broker = Broker(client, settings.redis_url)
+        await _unless_drained(drain, _await_broker(broker, settings))
+        served_name, engine = await _unless_drained(drain, _load(settings, load))
+        keys = QueueKeys(settings.queue or served_name)
+        worker = Worker(settings, served_name, keys, engine, broker, bell, drain, health_file)
+        await loading.shutdown()
+        return await worker.run()
+    except Stop as stop:
+        _logger.log(logging.INFO if stop.code is ExitCode.OK else logging.ERROR, "%s", stop)
+        return stop.code
+    except (InvalidConfiguration, InvalidRequest) as error:
+        _logger.error("%s", error)
+        return ExitCode.USAGE
+    finally:
+        await loading.shutdown()
+        health_file.remove()
+        drain.uninstall()
+        for connection in (client, bell):
+            if connection is not None:
+                await connection.aclose()
+
+
+async def _say_loading(health_file: HealthFile, settings: WorkerSettings) -> None:
+    health_file.write(Health(settings.worker_id or "", os.getpid(), "loading", True, 0, time.time()))
+    await asyncio.sleep(settings.heartbeat_s)
+
+
+async def _unless_drained(drain: Drain, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; raises `Stop` where the worker is told to stop first."""
+    task = asyncio.create_task(work)
+    stop = asyncio.create_task(drain.requested.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Stop(ExitCode.OK, "stopped before it had started")
+    finally:
+        task.cancel()
+        stop.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)
+
+
+async def _await_broker(broker: Broker, settings: WorkerSettings) -> None:
+    """Return once Redis answers; raises `Stop` where waiting cannot help."""
+    backoff = Backoff(base_s=0.2, cap_s=5.0)
+    while True:
+        try:
+            with broker_errors(settings.redis_url):
+                await broker.client.ping()
+                warnings = await check_broker_async(broker.client)
+            await broker.compare_clocks()
+            break
+        except BrokerUnavailable as error:
+            if isinstance(error.__cause__, _REFUSALS):
+                raise Stop(ExitCode.BROKER, str(error)) from error
+            wait_s = backoff.next_s()
+            _logger.warning("waiting for Redis", extra={"reason": str(error), "again_in_s": round(wait_s, 1)})
+            await asyncio.sleep(wait_s)
+    for warning in warnings:
+        if warning.severity == "error":
+            raise Stop(ExitCode.BROKER, f"Redis at {masked(settings.redis_url)}: {warning.message}")
+        _logger.warning(warning.message, extra={"code": warning.code})
+
+
+async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
+    """The served name and the engine; raises `Stop` where the model cannot be had."""
+
+    def work() -> tuple[str, Engine]:
+        config = pipeline_config(settings, resolve(settings.model))
+        started = time.monotonic()
+        engine = load(config)
+        _logger.info("model loaded", extra={"model": config.name, "seconds": round(time.monotonic() - started, 2)})
+        return config.name, engine
+
+    try:
+        return await in_daemon_thread(work)
+    except (ModelUnavailable, BrokenCheckpoint, UnsupportedModel, InvalidConfiguration) as error:
+        raise Stop(ExitCode.MODEL, str(error)) from error
+    except (MemoryError, OSError, RuntimeError) as error:
+        raise Stop(ExitCode.MODEL, f"--model: cannot load {settings.model}: {type(error).__name__}: {error}") from error
+
+
+class Worker:
+    """A worker with a loaded engine and a Redis that answers.
+
+    `bell` is the doorbell's own client: a subscribed connection can do nothing else.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        served_name: str,
+        keys: QueueKeys,
+        engine: Engine,
+        broker: Broker,
+        bell: redis.asyncio.Redis,
+        drain: Drain,
+        health_file: HealthFile,
+    ) -> None:
+        worker_id = settings.worker_id or ""
+        self._settings = settings
+        self._served_name = served_name
+        self._worker_id = worker_id
+        self._keys = keys
+        self._engine = engine
+        self._broker = broker
+        self._drain = drain
+        self._metrics = metrics = WorkerMetrics(keys.queue, served_name)
+        self._held = held = HeldJobs(engine.abort)
+        self._publisher = Publisher(
+            broker,
+            Writer(broker, keys, held, metrics, worker_id=worker_id),
+            held,
+            metrics,
+            engine,
+            worker_id=worker_id,
+            served_name=served_name,
+            interval_s=settings.publish_interval_ms / 1000,
+            max_buffered_tokens=settings.max_buffered_tokens,
+            on_freed=lambda: self._claimer.freed(),
+        )
+        self._claimer = Claimer(
+            broker,
+            keys,
+            engine,
+            held,
+            self._publisher,
+            metrics,
+            worker_id=worker_id,
+            served_name=served_name,
+            lease_ms=settings.lease_ms,
+        )
+        self._doorbell = Doorbell(
+            bell,
+            keys.bell,
+            worker_id,
+            metrics,
+            on_job=self._claimer.rung,
+            on_cancel=self._on_cancel,
+            on_connected=self._on_bell_connected,
+        )
+        self._pulse = Pulse(
+            settings,
+            served_name,
+            broker,
+            engine,
+            held,
+            self._publisher,
+            self._doorbell,
+            drain,
+            metrics,
+            health_file,
+        )
+        self._renewer = Renewer(
+            broker,
+            keys,
+            held,
+            metrics,
+            worker_id=worker_id,
+            lease_ms=settings.lease_ms,
+            heartbeat_s=settings.heartbeat_s,
+            describe=self._pulse.describe,
+        )
+        self._reclaimer = Reclaimer(
+            broker,
+            keys,
+            self._doorbell,
+            metrics,
+            worker_id=worker_id,
+            tick_s=settings.reclaim_tick_s,
+            heartbeat_s=settings.heartbeat_s,
+            max_crashes=settings.max_crashes,
+        )
+        self._status_server: StatusServer | None = None
+        if settings.metrics_port is not None:
+            self._status_server = StatusServer(
+                metrics.registry, self._pulse.health, self._read_queue, settings.metrics_host, settings.metrics_port
+            )
+
+    async def run(self) -> ExitCode:
+        """Work until drained, or until the engine dies."""
+        if self._status_server is not None:
+            try:
+                await self._status_server.start()
+            except OSError as error:
+                raise Stop(ExitCode.USAGE, f"--metrics-port: cannot listen: {error}; choose another port") from error
+        self._engine.start(self._publisher.on_outputs)
+        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer, self._claimer):
+            role.start()
+        _logger.info(
+            "ready",
+            extra={
+                "queue": self._keys.queue,
+                "model": self._served_name,
+                "kv_tokens": self._engine.capacity().total_tokens,
+            },
+        )
+        died = await self._until_the_end()
+        await self._claimer.shutdown()
+        if died:
+            await self._engine_died()
+        else:
+            await self._drain.finish_jobs(self._held, self._settings.grace_s)
+            await self._drain.hand_back(self._held, self._publisher)
+        for role in (self._reclaimer, self._renewer, self._publisher, self._doorbell, self._pulse):
+            await role.shutdown()
+        if not died:
+            await self._drain.insist(self._deregister)
+        if self._status_server is not None:
+            await self._status_server.shutdown()
+        self._stop_engine()
+        _logger.info("stopped")
+        return ExitCode.ENGINE if died else ExitCode.OK
+
+    async def _until_the_end(self) -> bool:
+        """Return when the worker is to drain; True if because its engine died."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._drain.requested, self._publisher.engine_died)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return self._publisher.engine_died.is_set()
+
+    async def _engine_died(self) -> None:
+        """Write what there is, and have the jobs taken back as from a crashed worker.
+
+        A release would spend nothing, and a request that kills every engine would go round for ever.
+        """
+        _logger.critical("the engine's thread died; giving the jobs to other workers", extra={"held": len(self._held)})
+        await self._renewer.shutdown()
+        await self._drain.insist(self._publisher.flush_all)
+
+        async def reclaim_own() -> None:
+            heartbeat = await self._broker.guard(self._broker.client.zscore(self._keys.heartbeats, self._worker_id))
+            if heartbeat is not None:
+                call = transitions.reclaim(
+                    self._keys,
+                    worker_id=self._worker_id,
+                    heartbeat_ms=int(heartbeat),
+                    max_crashes=self._settings.max_crashes,
+                )
+                await self._broker.run(call)
+
+        await self._drain.insist(reclaim_own)
+
+    async def _deregister(self) -> None:
+        given = await self._broker.run(transitions.deregister(self._keys, self._worker_id))
+        if given:
+            _logger.warning("handed back jobs on leaving", extra={"jobs": len(given)})
+
+    def _stop_engine(self) -> None:
+        try:
+            self._engine.shutdown(timeout_s=10.0)
+        except TimeoutError as error:
+            _logger.warning("the engine did not stop", extra={"reason": str(error)})
+
+    def _on_cancel(self, job_id: str) -> None:
+        job = self._held.by_job(job_id)
+        if job is not None:
+            self._held.stop(job, FinishReason.CANCELLED)
+
+    def _on_bell_connected(self) -> None:
+        """Rings may have been missed: look for jobs and for cancellations, and tell the others our new connection."""
+        self._claimer.rung()
+        self._renewer.hurry()
+
+    async def _read_queue(self) -> None:
+        """Bring the queue's gauges up to date, where Redis answers."""
+        with contextlib.suppress(BrokerUnavailable):
+            self._metrics.show_queue(await self._broker.run(transitions.snapshot(self._keys)))

@@ -1,0 +1,124 @@
+"""The doorbell: one subscription through which Redis tells this worker of new jobs and of cancellations.
+
+Only a wake-up: whoever misses a ring finds the job by asking, and the cancellation at the next renewal. Its connection
+is also the worker's sign of life: Redis closes it the moment the process is gone, and the reclaim role of others sees
+that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import redis.asyncio
+from redis import exceptions
+from redis.asyncio.client import PubSub
+
+from penstock_core.protocol.errors import BrokerUnavailable
+from penstock_worker.metrics import WorkerMetrics
+from penstock_worker.role import RoleLoop
+
+_logger = logging.getLogger(__name__)
+
+_PING_EVERY_S = 5.0
+_SILENT_AFTER_S = 15.0
+
+
+def bell_name(worker_id: str) -> str:
+    """What the doorbell's connection calls itself in CLIENT LIST."""
+    return f"penstock-worker:{worker_id}"
+
+
+class Doorbell:
+    """Listens for rings. `client` is used by nobody else: a subscriber's connection can do nothing besides.
+
+    Attributes:
+        client_id: Redis' id of the connection while it is up, else None.
+        up_since: this process's monotonic time since when it is up.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        channel: str,
+        worker_id: str,
+        metrics: WorkerMetrics,
+        *,
+        on_job: Callable[[], None],
+        on_cancel: Callable[[str], None],
+        on_connected: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.client_id: int | None = None
+        self.up_since = 0.0
+        self._client = client
+        self._channel = channel
+        self._name = bell_name(worker_id)
+        self._on_job = on_job
+        self._on_cancel = on_cancel
+        self._on_connected = on_connected
+        self._clock = clock
+        self._role = RoleLoop("doorbell", self._listen, metrics.role_failed)
+
+    def start(self) -> None:
+        """Begin listening."""
+        self._role.start()
+
+    async def shutdown(self) -> None:
+        """Stop listening."""
+        await self._role.shutdown()
+
+    def ring(self, message: bytes) -> None:
+        """Act on one message of the channel; what this version does not know is a ring all the same."""
+        word, _, rest = message.partition(b" ")
+        if word == b"cancel":
+            for job_id in rest.split():
+                self._on_cancel(job_id.decode("ascii", "replace"))
+        else:
+            self._on_job()
+
+    async def _listen(self) -> None:
+        """Connect, then listen until the connection is lost."""
+        pubsub = self._client.pubsub()
+        try:
+            self.client_id = await self._connect(pubsub)
+            self.up_since = self._clock()
+            self._on_connected()
+            await self._read(pubsub)
+        except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+            raise BrokerUnavailable(str(error)) from error
+        finally:
+            self.client_id = None
+            await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _connect(self, pubsub: PubSub) -> int | None:
+        """Subscribe; the connection's id, or None where the server does not tell (a proxy, a restricted user)."""
+        await pubsub.connect()  # type: ignore[no-untyped-call]
+        connection = pubsub.connection
+        assert connection is not None
+        client_id: int | None = None
+        try:
+            await connection.send_command("CLIENT", "SETNAME", self._name)
+            await connection.read_response()
+            await connection.send_command("CLIENT", "ID")
+            client_id = int(await connection.read_response())
+        except exceptions.ResponseError as error:
+            _logger.info("takeover waits for leases here: CLIENT is not permitted", extra={"reason": str(error)})
+        await pubsub.subscribe(self._channel)
+        return client_id
+
+    async def _read(self, pubsub: PubSub) -> None:
+        heard = pinged = self._clock()
+        while True:
+            message = await pubsub.get_message(timeout=_PING_EVERY_S)
+            now = self._clock()
+            if message is not None:
+                heard = now
+                if message["type"] == "message":
+                    self.ring(message["data"])
+            elif now - heard > _SILENT_AFTER_S:
+                raise BrokerUnavailable(f"the doorbell was silent for {now - heard:.0f} s, pings included")
+            if now - pinged >= _PING_EVERY_S:
+                pinged = now
+                await pubsub.ping()
