@@ -26,7 +26,7 @@ local function publish(at)
     end_by_template(load_job(id), 'failed', ARGV[3], ARGV[4])
     return 'fenced'
   end
-  local appended = append_chunk(id, job[4], offset, n, payload, num(job[9]))
+  local appended = append_chunk(id, job[4] or '', offset, n, payload, num(job[9]))
   if appended == 'gap' then
     count('gaps')
     return 'fenced'
