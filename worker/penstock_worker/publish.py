@@ -218,8 +218,8 @@ class Publisher:
     async def _send(self, batch: Sequence[Parcel]) -> None:
         try:
             await self._writer.write(batch)
-        except RedisError:
-            _logger.exception("a batch was refused; writing its jobs one by one", extra={"jobs": len(batch)})
+        except RedisError as error:
+            _logger.error("a batch was refused; writing its jobs one by one", extra={"reason": str(error)})
             for parcel in batch:
                 await self._send_alone(parcel)
 
