@@ -216,6 +216,9 @@ class UnifiedInferencePipeline:
             except InvalidRequest as error:  # a resumed output that does not follow its grammar
                 progress.error = str(error)
                 self._end_request(progress, FinishReason.ERROR)
+                continue
+            if self._table.complete(sequence.row):  # resumed where its grammar was satisfied already
+                self._end_choice(progress, sequence.index, FinishReason.STOP)
 
     def _collect_prompt_logprobs(self, batch: TokenBatch, output: StepOutput) -> None:
         """Record the prompt tokens that this step's rows predict, for the sequences that want them."""
