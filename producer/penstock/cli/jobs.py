@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from penstock.cli.session import Queue
     from penstock_core.protocol.transitions import JobStatus
 
+_LAST = "worker, or why it ended"
+_WIDE = ("job", "state", "p", "tenant", "age", "took", "tokens", "try", _LAST)
+_NARROW = ("job", "state", "p", "tenant", "age", "tokens")
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _EXAMPLES = """
 penstock jobs
@@ -43,7 +46,6 @@ def jobs(
     queue: QueueOption = None,
 ) -> None:
     """List jobs: running, queued, recent, dead."""
-    from penstock.cli.listing import MAX_SCANNED, list_jobs
     from penstock.cli.session import open_queue
     from penstock.cli.terminal import note
     from penstock_core.protocol.jobs import JobState
@@ -54,19 +56,30 @@ def jobs(
             invalid("--state", f"{state!r} is no state; one of {', '.join(sorted(known))}")
     if not 1 <= limit <= 10_000:
         invalid("--limit", f"{limit} is out of range; 1 to 10000")
+    missing: list[str] = []
     with open_queue(redis, queue) as session:
         if job_ids:
             found, missing = _these(session, job_ids)
         else:
-            listing = list_jobs(session, set(states or ()), tenant, limit)
-            found, missing = listing.jobs, []
-            if not listing.complete:
-                note("!", "yellow", f"only {MAX_SCANNED:,} of the retained jobs were looked at; some may be missing")
+            found = _newest(session, states or [], tenant, limit)
         _show(found, session, as_json)
     for job_id in missing:
         note("✗", "red", f"{job_id} unknown: never submitted to this queue, or its retention time has passed")
     if missing:
         raise typer.Exit(ExitCode.NOT_FOUND)
+
+
+def _newest(queue: Queue, states: list[str], tenant: str | None, limit: int) -> list[JobStatus]:
+    from penstock.cli.session import open_client
+    from penstock_core.protocol.jobs import JobState
+
+    chosen: list[JobState | None] = [JobState(state) for state in dict.fromkeys(states)]
+    with open_client(queue.address) as client:
+        found = [
+            status for state in chosen or [None] for status in client.jobs(limit=limit, state=state, tenant=tenant)
+        ]
+    found.sort(key=lambda status: (status.submitted_ms, status.job_id), reverse=True)
+    return found[:limit]
 
 
 def _these(queue: Queue, job_ids: list[str]) -> tuple[list[JobStatus], list[str]]:
@@ -94,30 +107,26 @@ def _show(jobs: list[JobStatus], queue: Queue, as_json: bool) -> None:
     if not jobs:
         note("·", "dim", f"no such jobs in queue {queue.address.queue} on {queue.address.shown_url}")
         return
-    now_ms = int(time.time() * 1000)
+    out = console()
+    columns = _NARROW if out.width < 104 else _WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="label")
-    table.add_column("job", style="id", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("p", justify="right")
-    table.add_column("tenant", overflow="ellipsis", no_wrap=True, max_width=16)
-    table.add_column("age", justify="right", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("tokens", justify="right")
-    table.add_column("try", justify="right")
-    table.add_column("worker, or why it ended", overflow="ellipsis", no_wrap=True, ratio=1, min_width=12)
+    for name in columns:
+        numeric = name in ("p", "age", "took", "tokens", "try")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+    now_ms = int(time.time() * 1000)
     for status in jobs:
-        ended_ms = status.finished_ms
-        took = (ended_ms or now_ms) - status.started_ms if status.started_ms else None
-        reason = Text(printable(status.failure.message), style="mute") if status.failure else Text(status.owner)
-        table.add_row(
-            Text(printable(status.job_id)),
-            state(str(status.state)),
-            Text(str(status.priority), style="figure" if status.priority >= 8 else ""),
-            Text(status.tenant),
-            duration(max(0, now_ms - status.submitted_ms) / 1000),
-            duration(took / 1000) if took is not None and took >= 0 else "-",
-            f"{status.tokens:,}" if status.tokens else "-",
-            Text(str(status.attempt), style="takeover") if status.attempt > 1 else str(status.attempt),
-            reason,
-        )
-    console().print(table)
+        took_ms = (status.finished_ms or now_ms) - status.started_ms if status.started_ms else None
+        why = Text(printable(status.failure.message), style="mute") if status.failure else Text(status.owner)
+        cells = {
+            "job": Text(printable(status.job_id), style="id"),
+            "state": state(str(status.state)),
+            "p": Text(str(status.priority), style="figure" if status.priority >= 8 else ""),
+            "tenant": Text(status.tenant),
+            "age": Text(duration(max(0, now_ms - status.submitted_ms) / 1000)),
+            "took": Text(duration(max(0, took_ms) / 1000) if took_ms is not None else "-"),
+            "tokens": Text(f"{status.tokens:,}" if status.tokens else "-"),
+            "try": Text(str(status.attempt), style="takeover" if status.attempt > 1 else ""),
+            _LAST: why,
+        }
+        table.add_row(*(cells[name] for name in columns))
+    out.print(table)

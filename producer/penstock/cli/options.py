@@ -17,7 +17,7 @@ RedisOption = Annotated[
         metavar="URL",
         envvar=REDIS_VARIABLE,
         rich_help_panel=BROKER,
-        help="The broker: redis://, rediss:// or unix://. [default: redis://127.0.0.1:6379]",
+        help="The broker. [default: the running `penstock serve`, else redis://127.0.0.1:6379]",
     ),
 ]
 QueueOption = Annotated[
@@ -27,7 +27,7 @@ QueueOption = Annotated[
         metavar="NAME",
         envvar=QUEUE_VARIABLE,
         rich_help_panel=BROKER,
-        help="The queue: the served name of its model unless its workers set another. [default: penstock-story]",
+        help="The queue, named after the model it serves. [default: penstock-story]",
     ),
 ]
 JsonOption = Annotated[

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import redis
 
+    from penstock.client import Client
     from penstock_core.protocol.keys import QueueKeys
     from penstock_core.protocol.script import Call
 
@@ -77,3 +78,10 @@ def open_queue(redis_url: str | None, queue: str | None) -> Iterator[Queue]:
             yield Queue(address, keys, client)
     finally:
         client.close()
+
+
+def open_client(address: Address) -> Client:
+    """The SDK's client of a queue."""
+    from penstock.client import Client
+
+    return Client(address.url, queue=address.queue)
