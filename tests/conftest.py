@@ -1,10 +1,9 @@
-"""Fixtures shared by all tests: real redis-servers, fakeredis, a queue of its own per test, and the leaked-key check."""
+"""Shared fixtures: real redis-servers, fakeredis, a queue of its own per test, and the leaked-key check."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import fakeredis
 import pytest
@@ -17,7 +16,7 @@ from tests.redis_server import RedisServer, server_binaries
 
 @pytest.fixture(scope="session")
 def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
-    """Start a server of one's own: `start_redis()`, or of another version, or with options. All end with the session."""
+    """Start a server of one's own: `start_redis()`, `start_redis(version, *options)`. All end with the session."""
     servers: list[RedisServer] = []
 
     def start(version: str | None = None, *options: str) -> RedisServer:

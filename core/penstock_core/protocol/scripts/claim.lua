@@ -107,7 +107,11 @@ end
 -- A slot holds `<time> <worker> <tag>`; a later tag of the same slot takes it over.
 local AFFINITY_MS = 600000
 local function affinity_slot(tag)
-  return string.sub(redis.sha1hex(tag), 1, 4)
+  local slot = 0
+  for i = 1, #tag do
+    slot = (slot * 31 + string.byte(tag, i)) % 65536
+  end
+  return slot
 end
 
 local function affinity_owner(tag)
