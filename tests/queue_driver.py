@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import redis
@@ -38,7 +39,9 @@ class QueueDriver:
 
     # --- producer
 
-    def new_job(self, job_id: str | None = None, *, tokens: tuple[int, int] = (10, 20), affinity: str = "", **options: Any):
+    def new_job(
+        self, job_id: str | None = None, *, tokens: tuple[int, int] = (10, 20), affinity: str = "", **options: Any
+    ):
         job_id = job_id or f"job{next(self._ids):05}"
         return t.NewJob(job_id, REQUEST, JobOptions(**options), tokens[0], tokens[1], affinity)
 
@@ -96,7 +99,9 @@ class QueueDriver:
 
     @staticmethod
     def chunk(job_id: str, attempt: int, offset: int, tokens: Sequence[int], index: int = 0, **more: Any):
-        event = TokenChunk(attempt, index, offset, tuple(tokens), tuple(f" {token}" for token in tokens) or ("",), **more)
+        event = TokenChunk(
+            attempt, index, offset, tuple(tokens), tuple(f" {token}" for token in tokens) or ("",), **more
+        )
         return t.PublishRecord(job_id, attempt, index, offset, len(tokens), encode_event(event))
 
     def publish(self, worker: str, *records: t.PublishRecord) -> list[str]:
@@ -133,6 +138,21 @@ class QueueDriver:
         return outcome
 
     # --- upkeep and looking
+
+    @contextlib.contextmanager
+    def listening(self, *channels: str) -> Iterator[list[tuple[str, bytes]]]:
+        """Collect (channel, data) of everything published inside the block; complete when the block has ended."""
+        heard: list[tuple[str, bytes]] = []
+        fence = f"fence-{id(heard)}"
+        subscriber = self.client.pubsub()
+        subscriber.subscribe(*channels, fence)
+        for _ in range(len(channels) + 1):
+            assert subscriber.get_message(timeout=5)["type"] == "subscribe"
+        yield heard
+        self.client.publish(fence, b"")
+        while (message := subscriber.get_message(timeout=5))["channel"] != fence.encode():
+            heard.append((message["channel"].decode(), message["data"]))
+        subscriber.close()
 
     def reclaim(self, **options: Any) -> t.ReclaimOutcome:
         return self.run(t.reclaim(self.keys, now_ms=self.now, **options))
@@ -179,5 +199,3 @@ class QueueDriver:
 
     def set_config(self, tenants: Any = None, **changes: int | None) -> None:
         self.run(t.configure(self.keys, changes, tenants))
-
-

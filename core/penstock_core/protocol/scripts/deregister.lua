@@ -7,18 +7,15 @@
 --@include base waiting jobs
 
 local worker, given = ARGV[2], {}
-for _, id in ipairs(call('SMEMBERS', Q .. 'held:' .. worker)) do
-  local job = load_job(id)
-  if not job or job.state ~= 'running' or job.owner ~= worker then
-    call('SREM', Q .. 'held:' .. worker, id)
-  elseif job.cancel == '1' then
+for _, job in ipairs((jobs_held_by(worker))) do
+  if job.cancel == '1' then
     end_by_template(job, 'cancelled', ARGV[3], ARGV[4])
   else
     leave_worker(job)
     job.left = ''
     stand_in_resume(job)
     count('released')
-    given[#given + 1] = id
+    given[#given + 1] = job.id
   end
 end
 call('ZREM', Q .. 'heartbeats', worker)

@@ -30,7 +30,7 @@ if #ARGV > 2 then
       purged = purged + 1
     end
   end
-else
+elseif tonumber(ARGV[2]) > 0 then
   for _, letter in ipairs(call('XRANGE', Q .. 'dead', '-', '+', 'COUNT', tonumber(ARGV[2]))) do
     purge_job(entry_field(letter[2], 'id') or '')
     call('XDEL', Q .. 'dead', letter[1])

@@ -44,18 +44,9 @@ local function reclaim_gone_worker()
   if not beat or tonumber(beat) ~= heartbeat then
     return
   end
-  local key, all = Q .. 'held:' .. gone, true
-  for i, id in ipairs(call('SMEMBERS', key)) do
-    if i > limit then
-      all = false
-      break
-    end
-    local job = load_job(id)
-    if job and job.state == 'running' and job.owner == gone then
-      take_back(job, heartbeat)
-    else
-      call('SREM', key, id)
-    end
+  local jobs, all = jobs_held_by(gone, limit)
+  for _, job in ipairs(jobs) do
+    take_back(job, heartbeat)
   end
   if all then
     call('ZREM', Q .. 'heartbeats', gone)

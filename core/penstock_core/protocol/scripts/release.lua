@@ -54,11 +54,10 @@ else
   for at = 8, #ARGV, 2 do
     known[ARGV[at] .. ':' .. ARGV[at + 1]] = true
   end
-  for _, id in ipairs(call('SMEMBERS', Q .. 'held:' .. worker)) do
-    local job = load_job(id)
-    if job and job.state == 'running' and job.owner == worker and not known[id .. ':' .. job.attempt] then
+  for _, job in ipairs((jobs_held_by(worker))) do
+    if not known[job.id .. ':' .. job.attempt] then
       give_back(job)
-      replies[#replies + 1] = id
+      replies[#replies + 1] = job.id
     end
   end
 end

@@ -48,6 +48,29 @@ local function verdict(cancel, deadline)
   return 'ok'
 end
 
+-- The jobs a worker is on record for, longest waiting first (so that they go back in that order), at most `limit`, and
+-- whether these are all. Ids that are no jobs of the worker's are taken off its record.
+local function jobs_held_by(worker, limit)
+  local jobs, all = {}, true
+  for _, id in ipairs(call('SMEMBERS', Q .. 'held:' .. worker)) do
+    local job = load_job(id)
+    if not job or job.state ~= 'running' or job.owner ~= worker then
+      call('SREM', Q .. 'held:' .. worker, id)
+    elseif #jobs == limit then
+      all = false
+    else
+      jobs[#jobs + 1] = job
+    end
+  end
+  table.sort(jobs, function(a, b)
+    if a.enqueued == b.enqueued then
+      return a.id < b.id
+    end
+    return num(a.enqueued) < num(b.enqueued)
+  end)
+  return jobs, all
+end
+
 -- Make the tenant's virtual count reflect `target` virtual tokens for this job, whatever was charged before.
 local function charge_to(job, target)
   local delta = target - num(job.charged)
