@@ -29,8 +29,7 @@ class AdaptiveBatchTimeout:
 
     def wait_s(self, now_s: float, first_arrival_s: float) -> float:
         """Seconds still to wait for company of a request that came at `first_arrival_s`; 0 to start at once."""
-        last = self._last_s if self._last_s is not None else now_s
-        quiet = now_s - last  # a gap that already lasts longer than expected is evidence of a lull
-        if max(self._mean_gap_s, quiet) > self.max_wait_s:
+        if self._last_s is None or self._mean_gap_s > self.max_wait_s:
             return 0.0
-        return max(0.0, first_arrival_s + self.max_wait_s - now_s)
+        lull_s = self._last_s + 2.0 * self._mean_gap_s  # by then company should have come; it may not come at all
+        return max(0.0, min(first_arrival_s + self.max_wait_s, lull_s) - now_s)
