@@ -1,0 +1,488 @@
+"""The whole of delivery against a small model: any order of calls, crashes, repeated calls, zombies and clock jumps.
+
+The model knows nothing of Redis: a dict of jobs with state, holder, tokens and counts. After every step the queue's
+counters equal the model's; at the end every accepted job is either waiting, running or has exactly one terminal event,
+and every log holds exactly the tokens that were acknowledged, contiguous and without duplicates.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+import fakeredis
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from penstock_core.protocol import transitions as t
+from penstock_core.protocol.jobs import JobState
+from penstock_core.protocol.keys import QueueKeys
+from tests.key_accounting import leaked_keys
+from tests.queue_driver import LEASE_MS, REQUEST, QueueDriver
+
+MAX_CRASHES = 3
+WORKERS = ("w1", "w2", "w3")
+TENANTS = ("a", "b", "c")
+ENDED = {"completed", "failed", "cancelled", "expired", "dead"}
+workers = st.sampled_from(WORKERS)
+
+
+@dataclass
+class ModelJob:
+    job_id: str
+    tenant: str
+    due: int
+    deadline: int | None
+    retries: int
+    state: str = "queued"
+    owner: str = ""
+    attempt: int = 0
+    lease: int = 0
+    crashes: int = 0
+    errors: int = 0
+    cancelling: bool = False
+    tokens: list[int] = field(default_factory=list)
+    released: tuple[str, int, str] | None = None  # who gave it up, at which attempt, and the answer
+    terminals: int = 0
+
+    def asked(self, now: int) -> str:
+        if self.cancelling:
+            return "cancelled"
+        return "expired" if self.deadline is not None and self.deadline <= now else "ok"
+
+
+class DeliveryMachine(RuleBasedStateMachine):
+    """Rules are the transitions; `hold` tokens are (job id, attempt, worker), live or long stale."""
+
+    jobs = Bundle("jobs")
+    holds = Bundle("holds")
+
+    @staticmethod
+    def connect() -> redis.Redis:
+        return fakeredis.FakeRedis(version=(7,), protocol=2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = self.connect()
+        self.driver = QueueDriver(self.client, QueueKeys(f"machine-{uuid.uuid4().hex[:12]}"))
+        self.model: dict[str, ModelJob] = {}
+        self.counts = dict.fromkeys(t.COUNTERS, 0)
+
+    def teardown(self) -> None:
+        try:
+            self.settle()
+            assert leaked_keys(self.client, self.driver.keys.queue) == []
+        finally:
+            mine = list(self.client.scan_iter(match=f"{self.driver.keys.prefix}*", count=1000))
+            if mine:
+                self.client.delete(*mine)
+            self.client.close()
+
+    @property
+    def now(self) -> int:
+        return self.driver.now
+
+    # --- helpers of the model
+
+    def end(self, job: ModelJob, state: str) -> None:
+        assert job.state not in ENDED, f"{job.job_id} ended twice"
+        job.state, job.terminals = state, job.terminals + 1
+        self.counts[state] += 1
+
+    def held(self, hold: tuple[str, int, str]) -> ModelJob | None:
+        job = self.model[hold[0]]
+        mine = job.state == "running" and job.owner == hold[2] and job.attempt == hold[1]
+        return job if mine else None
+
+    def fenced(self) -> str:
+        self.counts["fenced"] += 1
+        return "fenced"
+
+    # --- producer
+
+    @initialize(limit=st.sampled_from([5, 100]))
+    def configure(self, limit: int) -> None:
+        self.limit = limit
+        self.driver.set_config(max_waiting_jobs=limit)
+
+    @rule(
+        target=jobs,
+        priority=st.integers(0, 9),
+        tenant=st.sampled_from(TENANTS),
+        delay_ms=st.sampled_from([0, 0, 0, 500, 20_000]),
+        deadline_ms=st.sampled_from([None, None, 300, 10_000, 60_000]),
+        retries=st.integers(0, 2),
+        tokens=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+        affinity=st.sampled_from(["", "", "x", "y"]),
+        repeats=st.integers(1, 2),
+    )
+    def submit(self, priority, tenant, delay_ms, deadline_ms, retries, tokens, affinity, repeats):
+        job_id = f"j{len(self.model):04}"
+        options = {"priority": priority, "tenant": tenant, "max_retries": retries, "result_ttl_s": 3600.0}
+        if delay_ms:
+            options["delay_s"] = delay_ms / 1000
+        if deadline_ms:
+            options["deadline_s"] = deadline_ms / 1000
+        job = self.driver.new_job(job_id, tokens=tokens, affinity=affinity, **options)
+        waiting = sum(job.state in ("queued", "delayed") for job in self.model.values())
+        (outcome,) = self.driver.submit_all([job], "client")
+        if waiting >= self.limit:
+            assert outcome.status == "full"
+            self.counts["refused"] += 1
+            return multiple()
+        assert outcome.status == "accepted"
+        deadline = self.now + deadline_ms if deadline_ms else None
+        state = "delayed" if delay_ms else "queued"
+        self.model[job_id] = ModelJob(job_id, tenant, self.now + delay_ms, deadline, retries, state)
+        self.counts["submitted"] += 1
+        for _ in range(repeats - 1):  # the reply was lost, the client asked again
+            assert self.driver.submit_all([job], "client")[0].status == "duplicate"
+            self.counts["duplicates"] += 1
+        return job_id
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        job = self.model[job_id]
+        outcome = self.driver.cancel(job_id)
+        if job.state in ("queued", "delayed"):
+            assert outcome == "cancelled"
+            self.end(job, "cancelled")
+        elif job.state == "running":
+            assert outcome == "cancelling"
+            job.cancelling = True
+        else:
+            assert outcome == "ended"
+
+    # --- workers
+
+    @rule(target=holds, worker=workers, max_jobs=st.integers(1, 5), free_tokens=st.sampled_from([60, 10**6]))
+    def claim(self, worker: str, max_jobs: int, free_tokens: int):
+        idle = not any(job.state == "running" and job.owner == worker for job in self.model.values())
+        claimed = self.driver.claim(worker, max_jobs, free_tokens=free_tokens, idle=idle)
+        self.note_expired()
+        for got in claimed:
+            job = self.model[got.job_id]
+            assert job.state == "queued", f"{got.job_id} was {job.state} and is given out"
+            assert job.deadline is None or job.deadline > self.now
+            job.attempt += 1
+            assert (got.attempt, got.crashes, got.errors) == (job.attempt, job.crashes, job.errors)
+            assert got.request == REQUEST
+            job.state, job.owner, job.lease, job.released = "running", worker, self.now + LEASE_MS, None
+            self.counts["claimed"] += 1
+        assert len(claimed) <= max_jobs
+        return multiple(*((got.job_id, got.attempt, worker) for got in claimed))
+
+    def note_expired(self) -> None:
+        """A claim may end queued jobs past their deadline: which ones it met is its own business."""
+        for job in self.model.values():
+            late = job.deadline is not None and job.deadline <= self.now
+            if job.state == "queued" and late and self.driver.state(job.job_id) == "expired":
+                self.end(job, "expired")
+
+    @rule(hold=holds, n=st.integers(0, 3), repeats=st.integers(1, 2))
+    def publish(self, hold, n: int, repeats: int) -> None:
+        """Append n tokens; twice where the reply was lost. Called with stale holds it is a zombie's write."""
+        job = self.held(hold)
+        offset = len(self.model[hold[0]].tokens)
+        tokens = list(range(offset, offset + n))
+        record = self.driver.chunk(hold[0], hold[1], offset, tokens)
+        for _ in range(repeats):
+            expected = job.asked(self.now) if job else self.fenced()
+            assert self.driver.publish(hold[2], record) == [expected]
+        if job:
+            job.tokens += tokens
+            self.counts["tokens_out"] += n
+
+    @rule(hold=holds, skip=st.integers(1, 3))
+    def publish_with_a_gap(self, hold, skip: int) -> None:
+        offset = len(self.model[hold[0]].tokens) + skip
+        assert self.driver.publish(hold[2], self.driver.chunk(hold[0], hold[1], offset, [99])) == ["fenced"]
+        if self.held(hold):
+            self.counts["gaps"] += 1
+        else:
+            self.counts["fenced"] += 1
+
+    @rule(hold=holds)
+    def renew(self, hold) -> None:
+        job = self.held(hold)
+        expected = job.asked(self.now) if job else self.fenced()
+        assert self.driver.renew(hold[2], (hold[0], hold[1])) == [expected]
+        if job:
+            job.lease = self.now + LEASE_MS
+
+    @rule(
+        hold=holds,
+        n=st.integers(0, 3),
+        state=st.sampled_from(
+            [JobState.COMPLETED, JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED]
+        ),
+        repeats=st.integers(1, 2),
+    )
+    def finish(self, hold, n: int, state: JobState, repeats: int) -> None:
+        job_id, attempt, worker = hold
+        offset = len(self.model[job_id].tokens)
+        tokens = list(range(offset, offset + n))
+        chunks = [self.driver.chunk(job_id, attempt, offset, tokens)] if n else []
+        final = self.driver.final(job_id, attempt, state, chunks, tokens=(10, offset + n))
+        job = self.held(hold)
+        if job:
+            assert self.driver.finish(worker, final) == ["ok"]
+            job.tokens += tokens
+            self.counts["tokens_out"] += n
+            self.counts["tokens_in"] += 10
+            self.end(job, state.value)
+            job.released = (worker, attempt, "ended")
+            repeats -= 1
+        for _ in range(repeats):
+            repeated = self.model[job_id].released == (worker, attempt, "ended")
+            assert self.driver.finish(worker, final) == ["ok" if repeated else self.fenced()]
+
+    @rule(hold=holds, retryable=st.booleans(), repeats=st.integers(1, 2))
+    def fail(self, hold, retryable: bool, repeats: int) -> None:
+        job_id, attempt, worker = hold
+        job = self.held(hold)
+        if job:
+            outcome = self.driver.fail(worker, job_id, attempt, retryable=retryable, backoff_ms=1000)
+            repeats -= 1
+            asked = job.asked(self.now)
+            if asked != "ok":
+                assert outcome == asked
+                self.end(job, asked)
+                job.released = (worker, attempt, "ended")
+            else:
+                job.errors += 1
+                if retryable and job.errors <= job.retries:
+                    assert outcome == "delayed"
+                    job.state, job.due, job.owner = "delayed", self.now + 1000, ""
+                    job.released = (worker, attempt, "delayed")
+                    self.counts["retried"] += 1
+                else:
+                    assert outcome == "failed"
+                    self.end(job, "failed")
+                    job.released = (worker, attempt, "ended")
+        for _ in range(repeats):
+            found = self.model[job_id]
+            outcome = self.driver.fail(worker, job_id, attempt, retryable=retryable, backoff_ms=1000)
+            if found.released == (worker, attempt, "ended"):
+                assert outcome == found.state
+            elif found.released is not None and found.released[:2] == (worker, attempt) and found.attempt == attempt:
+                assert outcome == "delayed"
+            else:
+                assert outcome == self.fenced()
+
+    @rule(hold=holds, repeats=st.integers(1, 2))
+    def release(self, hold, repeats: int) -> None:
+        job_id, attempt, worker = hold
+        job = self.held(hold)
+        if job:
+            asked = job.asked(self.now)
+            assert self.driver.release(worker, (job_id, attempt)) == [asked]
+            repeats -= 1
+            if asked == "ok":
+                job.state, job.owner, job.released = "queued", "", (worker, attempt, "released")
+                self.counts["released"] += 1
+            else:
+                self.end(job, asked)
+                job.released = (worker, attempt, "ended")
+        for _ in range(repeats):
+            found = self.model[job_id]
+            (outcome,) = self.driver.release(worker, (job_id, attempt))
+            if found.released == (worker, attempt, "ended") and found.state in ("cancelled", "expired"):
+                assert outcome == found.state
+            elif (
+                found.released is not None and found.released[:2] == (worker, attempt) and found.released[2] != "ended"
+            ):
+                assert outcome == "ok"
+            else:
+                assert outcome == self.fenced()
+
+    @rule(hold=holds)
+    def bury(self, hold) -> None:
+        job_id, attempt, worker = hold
+        job = self.held(hold)
+        outcome = self.driver.bury(worker, job_id, attempt)
+        if job:
+            assert outcome == "ok"
+            self.end(job, "dead")
+            job.released = (worker, attempt, "ended")
+        elif self.model[job_id].released == (worker, attempt, "ended"):
+            assert outcome == "ok"
+        else:
+            assert outcome == self.fenced()
+
+    # --- time and upkeep
+
+    @rule(ms=st.sampled_from([0, 1, 50, 100, 1000, 5000, LEASE_MS, 70_000]))
+    def time_passes(self, ms: int) -> None:
+        self.driver.tick(ms)
+
+    @rule(ms=st.sampled_from([1, 1000, 20_000]))
+    def clock_jumps_back(self, ms: int) -> None:
+        self.driver.tick(-ms)
+
+    def lose(self, job: ModelJob) -> str:
+        """The model of a job taken from a worker that is gone."""
+        job.crashes += 1
+        self.counts["reclaimed"] += 1
+        asked = job.asked(self.now)
+        if asked != "ok":
+            self.end(job, asked)
+            job.released = None
+            return "ended"
+        if job.crashes >= MAX_CRASHES:
+            self.end(job, "dead")
+            job.released = None
+            return "dead"
+        job.state, job.owner, job.released = "queued", "", None
+        return "requeued"
+
+    @rule(crashed=st.sampled_from([None, *WORKERS]))
+    def reclaim(self, crashed: str | None) -> None:
+        """A round of upkeep; `crashed` is a worker shown to be gone, whose leases have not run out."""
+        expected: dict[str, set[str]] = {"requeued": set(), "dead": set(), "ended": set()}
+        beat = self.client.zscore(self.driver.keys.heartbeats, crashed) if crashed else None
+        lost = []
+        if crashed and beat is not None:
+            lost += [job for job in self.model.values() if job.state == "running" and job.owner == crashed]
+        lost += [
+            job for job in self.model.values() if job.state == "running" and job.lease <= self.now and job not in lost
+        ]
+        for job in lost:
+            expected[self.lose(job)].add(job.job_id)
+        requeued_late = set()
+        for job in self.model.values():
+            if job.state in ("queued", "delayed") and job.asked(self.now) == "expired":
+                self.end(job, "expired")
+                expected["ended"].add(job.job_id)
+                requeued_late.add(job.job_id)
+        promoted = [job for job in self.model.values() if job.state == "delayed" and job.due <= self.now]
+        for job in promoted:
+            job.state = "queued"
+            self.counts["promoted"] += 1
+        outcome = self.driver.reclaim(
+            limit=1000, worker_id=crashed or "", heartbeat_ms=int(beat or 0), max_crashes=MAX_CRASHES
+        )
+        assert set(outcome.requeued) == expected["requeued"]
+        assert set(outcome.dead) == expected["dead"]
+        assert set(outcome.ended) == expected["ended"]
+        assert outcome.promoted == len(promoted)
+        assert all(delay >= 0 for delay in outcome.reclaim_delay_ms)
+
+    @rule(worker=workers, known=st.booleans())
+    def claim_reply_lost(self, worker: str, known: bool) -> None:
+        """A claim whose reply never came: the worker gives back all it does not know of."""
+        holds = [(j.job_id, j.attempt) for j in self.model.values() if j.state == "running" and j.owner == worker]
+        holds = holds if known else []
+        lost = {
+            j.job_id
+            for j in self.model.values()
+            if j.state == "running" and j.owner == worker and (j.job_id, j.attempt) not in holds
+        }
+        given = self.driver.run(t.release_others(self.driver.keys, worker, holds, self.now))
+        assert set(given) == lost
+        for job_id in given:
+            job = self.model[job_id]
+            asked = job.asked(self.now)
+            if asked == "ok":
+                job.state, job.owner, job.released = "queued", "", (worker, job.attempt, "released")
+                self.counts["released"] += 1
+            else:
+                self.end(job, asked)
+                job.released = (worker, job.attempt, "ended")
+
+    @rule(job_id=jobs)
+    def requeue(self, job_id: str) -> None:
+        job = self.model[job_id]
+        outcome = self.driver.requeue(job_id)
+        if job.state != "dead":
+            assert outcome == "not_dead"
+            return
+        assert outcome == "requeued"
+        self.counts["requeued"] += 1
+        job.state, job.owner, job.deadline, job.cancelling, job.released = "queued", "", None, False, None
+        job.crashes = job.errors = job.terminals = 0
+        job.tokens = []
+
+    # --- what always holds
+
+    @invariant()
+    def counters_equal_the_model(self) -> None:
+        snapshot = self.driver.snapshot()
+        gauges = {
+            "queued": sum(job.state == "queued" for job in self.model.values()),
+            "delayed": sum(job.state == "delayed" for job in self.model.values()),
+            "running": sum(job.state == "running" for job in self.model.values()),
+        }
+        gauges["waiting_bytes"] = len(REQUEST) * (gauges["queued"] + gauges["delayed"])
+        assert snapshot.stats == {**self.counts, **gauges}
+        assert sum(line.depth for line in snapshot.lines) == gauges["queued"]
+        assert snapshot.running == gauges["running"]
+        assert snapshot.delayed == gauges["delayed"]
+
+    @rule(job_id=jobs)
+    def a_subscriber_reads(self, job_id: str) -> None:
+        self.check(self.model[job_id])
+
+    def check(self, job: ModelJob) -> None:
+        assert self.driver.state(job.job_id) == job.state
+        assert self.driver.tokens(job.job_id) == job.tokens
+        assert job.terminals == (1 if job.state in ENDED else 0)
+        if job.state in ENDED:
+            assert self.driver.ended(job.job_id).state == job.state
+        else:
+            assert not self.driver.client.exists(self.driver.keys.job(job.job_id)) or (
+                self.driver.client.pttl(self.driver.keys.job(job.job_id)) == -1
+            )
+
+    def settle(self) -> None:
+        """Nothing is lost: with patient workers every accepted job reaches its end."""
+        for job in self.model.values():
+            self.check(job)
+        for _ in range(200):
+            if all(job.state in ENDED for job in self.model.values()):
+                break
+            self.driver.tick(LEASE_MS)
+            self.reclaim(None)
+            for got in self.driver.claim("patient", 100):
+                job = self.model[got.job_id]
+                self.counts["claimed"] += 1
+                assert len(got.log) > 0 or not job.tokens
+                assert self.driver.finish("patient", self.driver.final(got.job_id, got.attempt, tokens=(0, 0))) == [
+                    "ok"
+                ]
+                self.end(job, "completed")
+            self.note_expired()
+        assert all(job.state in ENDED for job in self.model.values()), "some job never ends"
+        for job in self.model.values():
+            self.check(job)
+        self.counters_equal_the_model()
+
+
+FAST = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_delivery_on_fakeredis() -> None:
+    run_state_machine_as_test(DeliveryMachine, settings=FAST)
+
+
+@pytest.mark.integration
+def test_delivery_on_real_redis(redis_server) -> None:
+    class OnRealRedis(DeliveryMachine):
+        @staticmethod
+        def connect() -> redis.Redis:
+            return redis_server.client()
+
+    run_state_machine_as_test(
+        OnRealRedis, settings=settings(FAST, max_examples=100, stateful_step_count=50, print_blob=True)
+    )
