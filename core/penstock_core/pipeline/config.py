@@ -10,6 +10,7 @@ from penstock_core.cache import PageConfig
 from penstock_core.distributed import DistributedConfig, EngineConfig
 from penstock_core.models.products import Quantization
 from penstock_core.protocol.errors import InvalidConfiguration
+from penstock_core.speculative import SpeculationConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class PipelineConfig:
         max_model_len: longest prompt plus output in tokens; None: what the model and an explicit page pool allow.
         max_num_sequences: sequences that run at once. max_batch_tokens: token budget of a step.
         page: the key/value cache. prefix_cache: reuse computed prefixes between requests.
+        speculation: draft tokens and check several in a step; None: decode plainly. Outputs are the same.
         distributed: process group.
         seed: where requests without a seed get theirs from; None: fresh ones in every process.
         deterministic: a row's result does not depend on the rest of the batch, bit for bit, at some cost of speed.
@@ -43,6 +45,7 @@ class PipelineConfig:
     max_batch_tokens: int = 2048
     page: PageConfig = field(default_factory=PageConfig)
     prefix_cache: bool = True
+    speculation: SpeculationConfig | None = None
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     seed: int | None = None
     deterministic: bool = False

@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +25,7 @@ from penstock_core.pipeline.intake import Intake
 from penstock_core.pipeline.progress import RequestProgress
 from penstock_core.pipeline.requests import Capacity, EngineRequest, RequestOutput
 from penstock_core.pipeline.statistics import Meter, PipelineStatistics
-from penstock_core.protocol.errors import InvalidRequest
+from penstock_core.protocol.errors import InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import MAX_SEED, GenerationRequest
 from penstock_core.sampling import (
@@ -35,6 +36,7 @@ from penstock_core.sampling import (
     SamplingTable,
     prompt_logprobs,
 )
+from penstock_core.speculative import DraftModelProposer, SpeculationConfig, SpeculativeDecoder, beside
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +82,9 @@ class UnifiedInferencePipeline:
             )
         self._table = self._new_table(config.max_num_sequences)
         self._sampler = Sampler()
+        self._speculator: SpeculativeDecoder | None = None
+        if config.speculation is not None:
+            self._speculator = SpeculativeDecoder(config.speculation, self._draft_model(config, config.speculation))
         self._door = RequestDoor(
             self.tokenizer,
             served_name=config.name,
@@ -147,7 +152,11 @@ class UnifiedInferencePipeline:
         """Counters since the start, and the state of this moment."""
         batcher = self.batcher
         return self._meter.read(
-            len(batcher.running), len(batcher.waiting), batcher.preemptions, self.cache.statistics()
+            len(batcher.running),
+            len(batcher.waiting),
+            batcher.preemptions,
+            self.cache.statistics(),
+            None if self._speculator is None else self._speculator.statistics(),
         )
 
     def close(self) -> None:
@@ -156,6 +165,8 @@ class UnifiedInferencePipeline:
             self._end_request(progress, FinishReason.CANCELLED)
         self._requests.clear()
         self._changed.clear()
+        if self._speculator is not None:
+            self._speculator.close()
         self.cache.check(idle=True)
 
     # --- the step ---------------------------------------------------------------------------------------------------
@@ -173,6 +184,8 @@ class UnifiedInferencePipeline:
         started = self.clock()
         for sequence in self.batcher.expire(started):
             self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
+        if self._speculator is not None:
+            self._speculator.propose(self.batcher.running, self._admissible_tokens())
         batch = self.batcher.schedule()
         if batch is None:
             if self.batcher.has_work and not self._changed:
@@ -194,7 +207,7 @@ class UnifiedInferencePipeline:
         except BaseException as error:  # an interrupt: leave a state that can go on
             self._fail(batch, error)
             raise
-        self._advance(batch, sampled, now)
+        self._advance(batch, sampled, now, now - before)
         outputs = self._deliver(now)
         self._count_step(batch, self.clock() - started)
         return outputs
@@ -239,7 +252,7 @@ class UnifiedInferencePipeline:
             if start + batch.query_lens[n] >= sequence.num_prompt:
                 sequence.wants_prompt_logits = False
 
-    def _advance(self, batch: TokenBatch, sampled: SampledTokens, now_s: float) -> None:
+    def _advance(self, batch: TokenBatch, sampled: SampledTokens, now_s: float, forward_s: float) -> None:
         """Hand the sampled tokens to the batcher, and what it accepts to the choices."""
         if batch.drafts is not None:
             for sequence, samples in zip(batch.sequences, batch.num_samples, strict=True):
@@ -247,7 +260,10 @@ class UnifiedInferencePipeline:
                     self._requests[sequence.request_id].drafted_tokens += samples - 1
         rows: list[int] = []
         written: list[int] = []
-        for sequence, first, count in self.batcher.update(batch, sampled.token_ids.tolist()):
+        grown = self.batcher.update(batch, sampled.token_ids.tolist())
+        if self._speculator is not None:
+            self._speculator.observe(batch, grown, forward_s)
+        for sequence, first, count in grown:
             progress = self._requests[sequence.request_id]
             choice = progress.choices[sequence.index]
             output = sequence.output_ids
@@ -337,6 +353,31 @@ class UnifiedInferencePipeline:
     def _close_choice(self, progress: RequestProgress) -> None:
         progress.open_choices -= 1
         self._open_sequences -= 1
+
+    def _admissible_tokens(self) -> int:
+        """Prompt tokens that waiting sequences are likely to bring into the next step."""
+        batcher = self.batcher
+        rows = batcher.config.max_num_sequences - len(batcher.running)
+        waiting = sum(sequence.num_tokens for sequence in batcher.waiting[: min(rows, 8)])
+        return min(waiting, batcher.config.max_batch_tokens)
+
+    def _draft_model(self, config: PipelineConfig, speculation: SpeculationConfig) -> DraftModelProposer | None:
+        """The proposer with a draft model, if one is wanted and there is one."""
+        if not speculation.may_use_draft_model:
+            return None
+        folder = speculation.draft_model or beside(find_checkpoint(config.model))
+        if folder is None:
+            if speculation.proposer == "draft":
+                raise InvalidConfiguration(
+                    "speculation.draft_model",
+                    "is not set, and there is no folder named like the model's with -draft added; set it, or choose "
+                    "the ngram, suffix or auto proposer",
+                )
+            return None
+        engine = DistributedInferenceEngine.load(
+            replace(config.engine(), model=folder, page=speculation.draft_pages, quantization=None, max_model_len=None)
+        )
+        return DraftModelProposer(engine, self._table, config.max_num_sequences)
 
     def _new_table(self, rows: int) -> SamplingTable:
         return SamplingTable(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from penstock_core.cache import CacheStatistics
 from penstock_core.pipeline.requests import FinishedRequest
 from penstock_core.protocol.jobs import FinishReason
+from penstock_core.speculative import SpeculationStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class PipelineStatistics:
         finished: choices by finish reason.
         queue_ms, prefill_ms, ttft_ms, decode_ms: sums over finished requests. requests: how many those are.
         cache: the page pool at this moment.
+        speculation: drafts in detail, where speculation is on.
     """
 
     running: int
@@ -49,6 +51,7 @@ class PipelineStatistics:
     decode_ms: float
     finished: dict[FinishReason, int]
     cache: CacheStatistics
+    speculation: SpeculationStatistics | None = None
 
     @property
     def batch_fill(self) -> float:
@@ -110,7 +113,14 @@ class Meter:
         self.ttft_ms += timings.ttft_ms
         self.decode_ms += timings.decode_ms
 
-    def read(self, running: int, waiting: int, preemptions: int, cache: CacheStatistics) -> PipelineStatistics:
+    def read(
+        self,
+        running: int,
+        waiting: int,
+        preemptions: int,
+        cache: CacheStatistics,
+        speculation: SpeculationStatistics | None = None,
+    ) -> PipelineStatistics:
         """The counters with the state of this moment."""
         return PipelineStatistics(
             running=running,
@@ -135,4 +145,5 @@ class Meter:
             decode_ms=self.decode_ms,
             finished=dict(self.finished),
             cache=cache,
+            speculation=speculation,
         )

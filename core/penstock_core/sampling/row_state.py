@@ -95,17 +95,17 @@ class RowState:
         # After a token that the grammar refuses nothing can be accepted, so what follows need not be right.
         self._steps.append(self._grammar is not None and all(self._steps) and self._grammar.accept(token))
 
-    def pop_all(self) -> None:
-        """Take all drafted tokens back."""
-        if not self._steps:
+    def pop(self, count: int | None = None) -> None:
+        """Take the last `count` drafted tokens back; None: all."""
+        count = len(self._steps) if count is None else count
+        if not count:
             return
         if self._counts is not None:
-            for token in reversed(self._output[-len(self._steps) :]):
+            for token in reversed(self._output[-count:]):
                 self._counts.remove(token)
         if self._grammar is not None:
-            self._grammar.rollback(sum(self._steps))
-        del self._output[-len(self._steps) :]
-        self._steps.clear()
+            self._grammar.rollback(sum(self._steps[-count:]))
+        del self._output[-count:], self._steps[-count:]
 
     def edit(self, edits: LogitEdits, row: int, position: int, vocab_size: int) -> None:
         """Add this sequence's edits for the logits `row`, which choose output token `position`."""

@@ -39,6 +39,7 @@ class SampledTokens:
 class Sampler:
     """Chooses tokens for rows of a `SamplingTable`. Holds nothing but the table's width."""
 
+    @torch.inference_mode()
     def sample(
         self,
         table: SamplingTable,
@@ -46,6 +47,8 @@ class Sampler:
         rows: Int64,
         positions: Int64,
         drafts: Int64 | None = None,
+        *,
+        with_logprobs: bool = True,
     ) -> SampledTokens:
         """Choose one token per row of logits.
 
@@ -56,8 +59,9 @@ class Sampler:
             positions: [R], index of the output token being chosen; 0 is the sequence's first.
             drafts: [R], the drafted token each row's context ends with, or -1 where it ends with the sequence's last
                 accepted token (every sequence's first row). None: no drafts at all.
+            with_logprobs: False leaves log-probabilities out even where they were asked for.
         """
-        asking = np.flatnonzero(table.logprobs[rows] >= 0)
+        asking = np.flatnonzero(table.logprobs[rows] >= (0 if with_logprobs else np.inf))
         editing = table.stateful(rows)
         raw = logits[torch.from_numpy(asking)].cpu().numpy() if len(asking) else None
         if editing.any():

@@ -114,6 +114,20 @@ class SamplingTable:
             if state is not None:
                 state.append(int(token))
 
+    def push(self, rows: Sequence[int] | Int64, tokens: Sequence[int] | Int64) -> None:
+        """Advance rows by guesses, for a draft model that samples one position after another; see `pop`."""
+        for row, token in zip(rows, tokens, strict=True):
+            state = self._states[row]
+            if state is not None:
+                state.push(int(token))
+
+    def pop(self, rows: Sequence[int] | Int64) -> None:
+        """Take all guesses back that were pushed to rows."""
+        for row in rows:
+            state = self._states[row]
+            if state is not None:
+                state.pop()
+
     def complete(self, row: int) -> bool:
         """Whether the row's grammar is satisfied and nothing can follow: its choice ends with `stop`."""
         state = self._states[row]
@@ -134,17 +148,19 @@ class SamplingTable:
         """What the rows' options change in logits [len(rows), vocab]; see `Sampler.sample` for the arguments."""
         edits = LogitEdits()
         current: RowState | None = None
+        pushed = 0
         for index in np.flatnonzero(self._stateful[rows]):
             state = self._states[rows[index]]
             if state is None:
                 continue
             if drafts[index] == NO_DRAFT:
                 if current is not None:
-                    current.pop_all()
-                current = state
+                    current.pop(pushed)
+                current, pushed = state, 0
             else:
                 state.push(int(drafts[index]))
+                pushed += 1
             state.edit(edits, int(index), int(positions[index]), self.vocab_size)
         if current is not None:
-            current.pop_all()
+            current.pop(pushed)
         return edits

@@ -1,0 +1,79 @@
+"""StepCost: how long a step takes by the number of tokens in it, learned from the steps themselves.
+
+The curve is what decides whether a draft pays: flat while weights dominate (drafts are nearly free), steep once
+arithmetic does. It belongs to the machine and the load of this moment, so it is never assumed, only measured.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+
+import numpy as np
+
+from penstock_core.sampling.noise import Float64
+
+_EDGES = [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
+_EDGES += [320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 8192, 16384]
+_SAMPLES = 9
+_STALE_STEPS = 2000
+
+
+class _Bin:
+    """The latest steps of about one size."""
+
+    __slots__ = ("median_s", "seconds", "step", "tokens")
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=_SAMPLES)
+        self.tokens = 0.0
+        self.median_s = 0.0
+        self.step = 0
+
+    def add(self, tokens: int, seconds: float, step: int) -> None:
+        self.seconds.append(seconds)
+        self.tokens += (tokens - self.tokens) / len(self.seconds)
+        self.median_s = sorted(self.seconds)[len(self.seconds) // 2]
+        self.step = step
+
+
+class StepCost:
+    """Median seconds of a step by its number of tokens.
+
+    Sizes never seen are taken at their best, which the first try corrects: a larger one costs what the largest seen
+    does, a smaller one its share of the smallest seen. A size not seen for long is forgotten, so that a curve measured
+    under another load is tried again.
+    """
+
+    def __init__(self) -> None:
+        self._bins: dict[int, _Bin] = {}
+        self._steps = 0
+        self._points: tuple[Float64, Float64] | None = None
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Learn from a step."""
+        self._steps += 1
+        edge = bisect_right(_EDGES, tokens)
+        found = self._bins.get(edge)
+        if found is None:
+            found = self._bins[edge] = _Bin()
+        found.add(tokens, seconds, self._steps)
+        if self._steps % 256 == 0:
+            fresh = self._steps - _STALE_STEPS
+            self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
+        self._points = None
+
+    @property
+    def known(self) -> bool:
+        """Whether any step has been observed."""
+        return bool(self._bins)
+
+    def predict(self, tokens: Float64) -> Float64:
+        """Seconds of steps of these many tokens, never falling with them. Needs an observation."""
+        if self._points is None:
+            bins = [self._bins[edge] for edge in sorted(self._bins)]
+            seconds = np.maximum.accumulate([found.median_s for found in bins])
+            self._points = np.array([found.tokens for found in bins]), seconds
+        sizes, seconds = self._points
+        predicted: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])
+        return predicted

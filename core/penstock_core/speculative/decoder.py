@@ -1,0 +1,284 @@
+"""SpeculativeDecoder: before each step, guesses at what follows; after it, what they were worth.
+
+The sampler is stateless, so the target's token at each position is determined before anyone guesses: a draft is right
+exactly when it equals that token, and no draft, depth or proposer can change an output. All this class decides is
+speed. The pipeline calls `propose` before the batcher schedules, and `observe` after it updates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from penstock_core.batching import SequenceState, TokenBatch
+from penstock_core.sampling.noise import Float64
+from penstock_core.speculative.acceptance import SequenceBias
+from penstock_core.speculative.config import SpeculationConfig
+from penstock_core.speculative.cost import StepCost
+from penstock_core.speculative.depth import choose_depths, draft_depth, least_paying_chance
+from penstock_core.speculative.draft_model import DraftModelProposer
+from penstock_core.speculative.ngram import NgramProposer
+from penstock_core.speculative.proposer import EMPTY, Draft, Proposer
+from penstock_core.speculative.statistics import SpeculationMeter, SpeculationStatistics
+from penstock_core.speculative.suffix import SuffixProposer
+
+_HOPELESS = 0.95  # if even drafts this likely would not pay, nobody is asked
+_CHEAP = 0.005  # share of a step that lookups may take before fruitless ones are made rarer
+_LONGEST_PAUSE_STEPS = 15
+_FIRST_PROBE_STEPS, _LAST_PROBE_STEPS = 16, 512
+_NO_CHANCES = np.zeros(0)
+
+
+@dataclass(slots=True)
+class _Track:
+    """What speculation remembers of one sequence.
+
+    Attributes:
+        found, guessed: this step's lookup and the draft model's guess, in full; less of one of them may be checked.
+        offered: whose draft goes into the step, if any. known: output tokens before the step.
+        lookup_bias, model_bias: how this sequence's drafts fare against expectation.
+        pause, resting: steps until a fruitless lookup is tried again, and how many of them are left.
+        quiet, probe: steps without the draft model, and after how many it is tried again.
+    """
+
+    found: Draft = EMPTY
+    guessed: Draft = EMPTY
+    offered: Proposer | None = None
+    known: int = 0
+    lookup_bias: SequenceBias = field(default_factory=SequenceBias)
+    model_bias: SequenceBias = field(default_factory=SequenceBias)
+    pause: int = 0
+    resting: int = 0
+    quiet: int = 0
+    probe: int = _FIRST_PROBE_STEPS
+
+
+class SpeculativeDecoder:
+    """Drafts for the running sequences of one pipeline.
+
+    Args:
+        config: settings.
+        model: the proposer with a draft model, if there is one.
+        clock: seconds, for the cost of drafting.
+    """
+
+    def __init__(
+        self,
+        config: SpeculationConfig,
+        model: DraftModelProposer | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config = config
+        self.cost = StepCost()
+        self._clock = clock
+        self._model = model if config.may_use_draft_model else None
+        self._lookup: NgramProposer | SuffixProposer | None = None
+        if config.proposer == "ngram":
+            self._lookup = NgramProposer(config.min_match, config.max_match)
+        elif config.proposer in ("suffix", "auto"):
+            self._lookup = SuffixProposer(config.min_match, config.max_match, config.learned_tokens)
+        names = [proposer.name for proposer in (self._lookup, self._model) if proposer is not None]
+        self._meter = SpeculationMeter(config.max_depth, names)
+        self._tracks: dict[SequenceState, _Track] = {}
+        self._lookup_s = 0.0  # of one sequence, a moving average
+
+    def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
+        """Give drafts to the running sequences for which they are likely to pay.
+
+        Args:
+            running: sequences that hold a row of the table.
+            waiting_tokens: prompt tokens of waiting sequences that the next step is likely to take in.
+        """
+        began = self._clock()
+        self._forget_all_but(running)
+        decoding = [s for s in running if s.num_tokens - s.num_computed == 1 and s.finish_reason is None]
+        tracks = [self._track(sequence) for sequence in decoding]
+        if self.config.fixed_depth is not None:
+            self._propose_fixed(decoding, tracks, self.config.fixed_depth)
+        elif decoding and self.cost.known:
+            unread = sum(s.num_tokens - s.num_computed for s in running)  # one of each that decodes
+            self._propose_paying(decoding, tracks, unread + waiting_tokens)
+        self._meter.propose_s += self._clock() - began
+
+    def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]], step_s: float) -> None:
+        """Learn from a step.
+
+        Args:
+            batch: what was computed.
+            grown: what `TokenBatcher.update` returned: sequence, its first place, number of new tokens.
+            step_s: seconds of the forward pass and the sampling.
+        """
+        self.cost.observe(batch.num_tokens, step_s)
+        samples = {id(sequence): number for sequence, number in zip(batch.sequences, batch.num_samples, strict=True)}
+        emitted = drafts = 0
+        for sequence, _, count in grown:
+            emitted += count
+            track = self._tracks.get(sequence)
+            if track is None or track.known != len(sequence.output_ids) - count:
+                continue  # it computed its prompt in this step
+            checked = samples[id(sequence)] - 1
+            drafts += checked
+            self._meter.depths[checked] += 1
+            self._learn(track, sequence.output_ids[track.known :], checked)
+        meter = self._meter
+        meter.step_s += step_s
+        plain = float(self.cost.predict(np.array([batch.num_tokens - drafts], dtype=np.float64))[0])
+        meter.plain_s += plain * emitted / len(grown) if drafts and grown else step_s
+
+    def statistics(self) -> SpeculationStatistics:
+        """Counters since the start."""
+        return self._meter.read()
+
+    def close(self) -> None:
+        """Give up everything kept for sequences."""
+        self._forget_all_but(())
+
+    # --- proposing ------------------------------------------------------------------------------------------------
+
+    def _propose_fixed(self, decoding: list[SequenceState], tracks: list[_Track], depth: int) -> None:
+        depths = [min(depth, _room(sequence)) for sequence in decoding]
+        self._look_up(decoding, tracks, depths)
+        wanted = [0 if track.found.token_ids else depth for track, depth in zip(tracks, depths, strict=True)]
+        self._guess(decoding, tracks, wanted, 0.0)
+        for sequence, track in zip(decoding, tracks, strict=True):
+            draft = track.found if track.found.token_ids else track.guessed
+            self._offer(sequence, track, draft, len(draft.token_ids))
+
+    def _propose_paying(self, decoding: list[SequenceState], tracks: list[_Track], step_tokens: int) -> None:
+        emitting = len(decoding)
+        if least_paying_chance(step_tokens, emitting, self.cost) > _HOPELESS:
+            return
+        self._look_up(decoding, tracks, self._lookup_depths(decoding, tracks, step_tokens))
+        found = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
+        if self._model is not None:
+            depths, floor = self._model_depths(decoding, tracks, found, step_tokens)
+            self._guess(decoding, tracks, depths, floor)
+        drafts = [track.guessed if track.guessed.token_ids else track.found for track in tracks]
+        chances = [
+            self._chances(track.guessed, self._model, track.model_bias) if track.guessed.token_ids else looked_up
+            for track, looked_up in zip(tracks, found, strict=True)
+        ]
+        chosen = choose_depths(chances, step_tokens, emitting, self.cost)
+        for sequence, track, draft, depth in zip(decoding, tracks, drafts, chosen, strict=True):
+            self._offer(sequence, track, draft, depth)
+            if depth:
+                track.pause = 0
+            elif self._lookup is not None:
+                track.pause = min(2 * track.pause + 1, _LONGEST_PAUSE_STEPS)
+
+    def _lookup_depths(self, decoding: list[SequenceState], tracks: list[_Track], step_tokens: int) -> list[int]:
+        """How far to look ahead for each sequence; where lookups are not cheap, fruitless ones are repeated rarely."""
+        step_s = float(self.cost.predict(np.array([step_tokens], dtype=np.float64))[0])
+        cheap = self._lookup_s * len(decoding) < _CHEAP * step_s
+        depths = []
+        for sequence, track in zip(decoding, tracks, strict=True):
+            track.resting = 0 if cheap else track.resting - 1
+            if track.resting > 0:
+                depths.append(0)
+            else:
+                track.resting = track.pause
+                depths.append(min(self.config.max_depth, _room(sequence)))
+        return depths
+
+    def _model_depths(
+        self, decoding: list[SequenceState], tracks: list[_Track], found: list[Float64], step_tokens: int
+    ) -> tuple[list[int], float]:
+        """How deep the draft model guesses for each sequence, and the chance below which it stops."""
+        assert self._model is not None
+        mean = np.array([self._model.acceptance.mean])
+        chances = np.array([track.model_bias.adjust(mean)[0] for track in tracks])
+        emitting = len(decoding)
+        depth, floor = draft_depth(chances, step_tokens, emitting, self.cost, self._model.cost, self.config.max_depth)
+        depths = []
+        for sequence, track, chance, looked_up in zip(decoding, tracks, chances, found, strict=True):
+            levels = chance ** np.arange(1, depth + 1)
+            gain, other = float((levels - floor).sum()), float(np.maximum(np.cumprod(looked_up) - floor, 0.0).sum())
+            if depth and chance >= floor and gain > other:
+                # A guess that turns out surer than the mean is worth going on from, up to the limit.
+                depths.append(min(self.config.max_depth, _room(sequence)))
+                track.quiet, track.probe = 0, _FIRST_PROBE_STEPS
+                continue
+            track.quiet += 1
+            if track.quiet < track.probe:
+                depths.append(0)
+            else:
+                depths.append(min(1, _room(sequence)))
+                track.quiet, track.probe = 0, min(2 * track.probe, _LAST_PROBE_STEPS)
+        return depths, floor
+
+    def _look_up(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> None:
+        if self._lookup is None:
+            return
+        began = self._clock()
+        for track, draft in zip(tracks, self._lookup.propose(decoding, depths), strict=True):
+            track.found = draft
+        asked = sum(1 for depth in depths if depth)
+        if asked:
+            self._lookup_s += ((self._clock() - began) / asked - self._lookup_s) * 0.1
+
+    def _guess(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int], floor: float) -> None:
+        if self._model is not None and any(depths):
+            for track, draft in zip(tracks, self._model.propose(decoding, depths, floor), strict=True):
+                track.guessed = draft
+
+    def _offer(self, sequence: SequenceState, track: _Track, draft: Draft, depth: int) -> None:
+        tokens = draft.token_ids[:depth]
+        track.offered = None
+        if tokens:
+            track.offered = self._model if draft is track.guessed else self._lookup
+            sequence.propose(tokens)
+
+    def _chances(self, draft: Draft, proposer: Proposer | None, bias: SequenceBias) -> Float64:
+        if proposer is None or not draft.token_ids:
+            return _NO_CHANCES
+        return bias.adjust(proposer.acceptance.rates(draft.grades))
+
+    # --- learning -------------------------------------------------------------------------------------------------
+
+    def _learn(self, track: _Track, new: list[int], checked: int) -> None:
+        """Compare what was proposed with the tokens that came, also where it was not checked."""
+        if checked and track.offered is not None:
+            draft = track.guessed if track.offered is self._model else track.found
+            right = 0
+            while right < min(checked, len(new)) and new[right] == draft.token_ids[right]:
+                right += 1
+            self._meter.count(track.offered.name, checked, right)
+        for draft, proposer, bias in (
+            (track.found, self._lookup, track.lookup_bias),
+            (track.guessed, self._model, track.model_bias),
+        ):
+            if proposer is None:
+                continue
+            for guess, grade, token in zip(draft.token_ids, draft.grades.tolist(), new, strict=False):
+                bias.observe(proposer.acceptance.rate(grade), guess == token)
+                proposer.acceptance.observe(grade, guess == token)
+                if guess != token:
+                    break
+
+    def _track(self, sequence: SequenceState) -> _Track:
+        """The sequence's track, cleared for a new step."""
+        track = self._tracks.get(sequence)
+        if track is None:
+            track = self._tracks[sequence] = _Track()
+        track.found = track.guessed = EMPTY
+        track.offered = None
+        track.known = len(sequence.output_ids)
+        return track
+
+    def _forget_all_but(self, running: Sequence[SequenceState]) -> None:
+        """Drop what is kept for sequences that ended or were preempted."""
+        if len(self._tracks) <= len(running) and all(sequence.is_running for sequence in self._tracks):
+            return
+        for sequence in [s for s in self._tracks if not s.is_running or not running]:
+            del self._tracks[sequence]
+            for proposer in (self._lookup, self._model):
+                if proposer is not None:
+                    proposer.finish(sequence)
+
+
+def _room(sequence: SequenceState) -> int:
+    """Drafts after which there is still room for the target's own token."""
+    return max(0, sequence.max_new_tokens - len(sequence.output_ids) - 1)
