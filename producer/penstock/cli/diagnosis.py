@@ -38,10 +38,11 @@ _LOAD_MODEL = """
 import json, sys, time
 import torch
 from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
+from penstock_core.protocol.requests import SamplingParams
 begun = time.monotonic()
 executor = InferencePipelineExecutor(PipelineConfig(model=sys.argv[1], device="cpu"))
 loaded = time.monotonic()
-result = executor.generate(["Once upon a time"], {"max_tokens": 32, "temperature": 0.0, "ignore_eos": True})[0]
+result = executor.generate(["Once upon a time"], SamplingParams(max_tokens=64, temperature=0.0, ignore_eos=True))[0]
 done = time.monotonic()
 executor.shutdown(5.0)
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -165,7 +165,10 @@ def _welcome(
     grid.add_row("workers", f"{workers} × {model} on {device}")
     screen.print(Panel(grid, title="[brand]≋ penstock[/] [bold]serve[/]", title_align="left", border_style="frame"))
     screen.print("In another terminal:", style="label")
-    screen.print('  [brand]penstock submit --chat --stream "Tell me a story about a fox who wants to see the sea."[/]')
+    screen.print(
+        '  [brand]penstock submit --chat --stream "Tell me a story about a fox who wants to see the sea."[/]',
+        soft_wrap=True,
+    )
     screen.print("  [brand]penstock top[/]")
     screen.print("From Python:", style="label")
     for line in (

@@ -6,7 +6,7 @@ A pure function from `Stage` to a renderable; draws nothing by itself.
 from __future__ import annotations
 
 from rich.align import Align
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +25,7 @@ _MOMENT_MARKS = {"plain": "·", "kill": "✗", "takeover": TAKEOVER_MARK, "good"
 def picture(stage: Stage, width: int, height: int) -> RenderableType:
     """The whole dashboard in at most `height` lines of `width` columns."""
     roomy = height >= 30
-    spotlight_lines = max(3, min(6, height // 6))
+    spotlight_lines = max(3, min(7, height // 5))
     priorities = sorted({stream.part.priority for stream in stage.streams.values()}, reverse=True)
     lower_lines = max(len(priorities), len(stage.performers), 2) + 2
     moments = 4 if roomy else 2
@@ -151,22 +151,31 @@ def _spotlight(stage: Stage, width: int, lines: int) -> Panel:
     title = Text(" one stream, whole ", style="title")
     if stream is not None and stream.tokens:
         body = _whole(stage, stream, width - 4, lines)
-        title = Text.assemble((" one stream, whole ", "title"), (f"{stream.part.title} ", "mute"))
+        title.append(f"{stream.part.tenant} {stream.job_id[-8:]} ", style="mute")
     return Panel(body, title=title, title_align="left", border_style="frame", padding=(0, 1), height=lines + 2)
 
 
 def _whole(stage: Stage, stream: Stream, width: int, lines: int) -> RenderableType:
+    """The text so far; its end, or from the takeover on where that would scroll away."""
     text = Text()
+    handover_at: int | None = None
     for number, segment in enumerate(stream.segments):
         if number:
+            handover_at = len(text)
             text.append_text(_handover(stream, stream.segments[number - 1], segment))
         text.append(_flat(segment.text), style=_colour(stage, segment.worker))
     if not stream.is_over:
         text.append("▍", style="blink")
-    from rich.console import Console
-
     wrapped = text.wrap(Console(width=width, color_system=None), width)
-    return Text("\n").join(wrapped[-lines:])
+    start = max(0, len(wrapped) - lines)
+    if handover_at is not None:
+        seen = 0
+        for number, line in enumerate(wrapped):
+            seen += len(line) + 1
+            if seen > handover_at:
+                start = min(start, max(0, number - 1))
+                break
+    return Text("\n").join(wrapped[start : start + lines])
 
 
 def _handover(stream: Stream, before: Segment, after: Segment) -> Text:

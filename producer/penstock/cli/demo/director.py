@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from penstock import AsyncClient, AsyncJobHandle
 from penstock.cli.demo.proof import Audit, Evidence, Verdict, judge, read_log
 from penstock.cli.demo.stage import Moment, Performer, Stage, Stream
-from penstock.cli.demo.workload import Part, programme
+from penstock.cli.demo.workload import Part, more, opening, urgent
 from penstock.cli.exits import CommandFailed, ExitCode
 from penstock.cli.processes import WorkerProcess
 from penstock.cli.screen import WORKER_COLOURS
@@ -31,11 +31,16 @@ MODEL = "penstock-story"
 WORKERS = ("worker-a", "worker-b")
 SEATS = 16
 _POLL_S = 0.15
-_WAVE_S = 1.2
+_URGENT_EVERY_S, _URGENT_MOST = 0.9, 12
 _READY_TIMEOUT_S = 90.0
 _RUN_TIMEOUT_S = 240.0
 # The worker is killed while it visibly holds work: streams that have said something and have a good deal left to say.
-_KILL_STREAMS, _KILL_SAID, _KILL_LEFT = 4, 12, 40
+_KILL_STREAMS, _KILL_SAID, _KILL_LEFT = 4, 40, 40
+# Not before the other one may judge who is gone: a worker trusts its view of the connections after 5 s. Until then a
+# fast machine is given more to do.
+_KILL_AFTER_S = 5.5
+_UNDER_WAY = SEATS - 2
+_MOST_JOBS = 400
 
 
 @dataclass(slots=True)
@@ -75,6 +80,7 @@ class Director:
         self._followers: set[asyncio.Task[None]] = set()
         self._interrupted: list[Stream] = []
         self._victim: Performer | None = None
+        self._started_s = 0.0
 
     async def run(self, broker: EmbeddedBroker) -> Report:
         """Play the whole piece on a started broker.
@@ -98,33 +104,30 @@ class Director:
 
     async def _play(self, broker: EmbeddedBroker, queue: Queue, client: AsyncClient) -> Report:
         stage = self._stage
-        parts = programme()
         self._start_workers(broker.url)
-        first = [part for part in parts if part.wave == 0]
+        first = opening()
         await self._submit(client, first)
-        tenants = len({part.tenant for part in parts})
-        self._tell("plain", f"{len(first)} jobs of {tenants} tenants accepted; no worker is up yet, they wait in Redis")
-        poll = asyncio.create_task(self._poll(queue))
-        self._followers.add(poll)
+        self._tell("plain", f"{len(first)} jobs accepted; no worker is up yet, so they wait in Redis")
+        self._followers.add(asyncio.create_task(self._poll(queue)))
         await self._until(self._all_ready, _READY_TIMEOUT_S, "the workers did not come up")
-        started_s = stage.now()
+        started_s = self._started_s = stage.now()
         stage.phase = "playing"
-        self._tell("plain", f"both workers up; {SEATS} streams fit in each")
-        waves = asyncio.create_task(self._later_waves(client, parts))
+        self._tell("plain", f"both workers are up, with room for {SEATS} streams each")
+        feeding = asyncio.create_task(self._feed(client, started_s))
+        self._followers.add(feeding)
         await self._until(self._has_victim, _RUN_TIMEOUT_S, "no worker ever held enough streams to be killed")
         self._kill()
         await self._until(self._all_resumed, _RUN_TIMEOUT_S, "the interrupted streams were not taken over")
         self._tell_takeover()
-        await waves
+        await feeding
         await self._until(self._all_over, _RUN_TIMEOUT_S, "the jobs did not all end")
         played_s = stage.now() - started_s
         stage.phase = "proving"
-        done = stage.count("completed")
-        self._tell("good", f"{done} of {len(parts)} jobs completed in {played_s:.1f} s; now the proof")
+        jobs, done = len(stage.streams), stage.count("completed")
+        self._tell("good", f"{done} of {jobs} jobs completed in {played_s:.1f} s; now the proof")
         evidence = await self._gather_evidence(queue, client)
         stage.phase = "done"
-        verdict = judge(list(evidence.values()))
-        return self._report(broker, verdict, played_s)
+        return self._report(broker, judge(list(evidence.values())), played_s)
 
     # -- acting
 
@@ -149,11 +152,19 @@ class Director:
             task = asyncio.create_task(self._follow(handle))
             self._followers.add(task)
 
-    async def _later_waves(self, client: AsyncClient, parts: Sequence[Part]) -> None:
-        for wave in sorted({part.wave for part in parts} - {0}):
-            await asyncio.sleep(_WAVE_S)
-            chosen = [part for part in parts if part.wave == wave]
-            await self._submit(client, chosen)
+    async def _feed(self, client: AsyncClient, started_s: float) -> None:
+        """Submit what comes during the run: urgent questions at a steady pace, and until the kill enough stories to
+        keep both workers in the middle of some, however fast the machine is."""
+        stage = self._stage
+        asked = 0
+        while self._victim is None or (asked < _URGENT_MOST and not self._all_over()):
+            await asyncio.sleep(0.05)
+            if asked < _URGENT_MOST and stage.now() - started_s >= asked * _URGENT_EVERY_S:
+                await self._submit(client, [urgent(len(stage.streams), asked)])
+                asked += 1
+            under_way = stage.count("queued", "delayed", "running")
+            if self._victim is None and under_way < _UNDER_WAY and len(stage.streams) < _MOST_JOBS:
+                await self._submit(client, [more(len(stage.streams))])
 
     async def _follow(self, handle: AsyncJobHandle) -> None:
         """Subscribe to one job, as any application would."""
@@ -185,8 +196,7 @@ class Director:
         victim.held_at_kill = len(self._interrupted)
         victim.alive = False
         self._processes[victim.name].kill()
-        longest = max(self._interrupted, key=lambda stream: stream.part.max_tokens - stream.tokens)
-        stage.spotlight = longest.job_id
+        stage.spotlight = max(self._interrupted, key=lambda stream: min(stream.tokens, _left(stream))).job_id
         self._tell("kill", f"kill -9 {victim.name} (pid {victim.pid}) in the middle of {victim.held_at_kill} streams")
 
     # -- watching
@@ -237,6 +247,8 @@ class Director:
                 if performer.killed_s is None and (code := process.exit_code) is not None:
                     words = process.last_words()
                     raise CommandFailed(ExitCode.ERROR, name, f"ended with status {code}: {words or 'it said nothing'}")
+            if self._stage.phase == "playing" and self._victim is None and self._all_over():
+                raise CommandFailed(ExitCode.ERROR, "demo", "every job ended before a worker could be killed")
             if self._stage.now() > deadline:
                 raise CommandFailed(ExitCode.ERROR, "demo", f"{problem} within {timeout_s:.0f} s")
             await asyncio.sleep(0.02)
@@ -247,6 +259,8 @@ class Director:
     def _has_victim(self) -> bool:
         """Choose the worker to kill: one in the middle of several streams, while the other has room to take them."""
         stage = self._stage
+        if stage.now() - self._started_s < _KILL_AFTER_S:
+            return False
         best: tuple[int, Performer] | None = None
         for performer in stage.performers.values():
             ripe = [s for s in self._held_by(performer) if s.tokens >= _KILL_SAID and _left(s) >= _KILL_LEFT]
@@ -256,10 +270,9 @@ class Director:
             return False
         others = sum(len(self._held_by(p)) for p in stage.performers.values() if p is not best[1])
         has_room = others + len(self._held_by(best[1])) <= SEATS and not stage.count("queued")
-        # Do not wait for room so long that the streams come to their end.
-        if has_room or max(_left(stream) for stream in self._held_by(best[1])) < 2 * _KILL_LEFT:
+        if has_room:
             self._victim = best[1]
-        return self._victim is not None
+        return has_room
 
     def _all_resumed(self) -> bool:
         return all(stream.resumed_s is not None or stream.is_over for stream in self._interrupted)
@@ -318,7 +331,12 @@ class Director:
         results = list(self._results.values())
         prompt = sum(result.usage.prompt_tokens for result in results)
         cached = sum(result.usage.cached_tokens for result in results)
-        first = [s.first_token_s - s.submitted_s for s in stage.streams.values() if s.first_token_s is not None]
+        # A job accepted before any worker was up is timed from the moment that both were.
+        first = [
+            s.first_token_s - max(s.submitted_s, self._started_s)
+            for s in stage.streams.values()
+            if s.first_token_s is not None
+        ]
         pauses = self._pauses()
         tokens = sum(stream.tokens for stream in stage.streams.values())
         version = ".".join(map(str, broker.binary.version)) if broker.binary is not None else "?"

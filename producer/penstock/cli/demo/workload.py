@@ -34,20 +34,14 @@ STORIES = (
     "a lighthouse keeper who loses a lantern",
     "a shepherd who loses a bell",
 )
-LONG_STORIES = (
-    "Write a short story about a broken mill.",
-    "Write a short story about a flood.",
-    "Write a short story about a broken clock.",
-    "Write a short story about a lock keeper.",
-    "Write a short story about a boatbuilder.",
-    "Write a short story about a broken bell.",
-    "Write a short story about a beekeeper.",
-    "Write a short story about a mapmaker.",
-    "Write a short story about a weaver.",
-    "Write a short story about a glassblower.",
-    "Write a short story about a broken bridge.",
-    "Write a short story about a teacher.",
-)
+LONG_STORIES = tuple(
+    f"Write a short story about {about}."
+    for about in (
+        "a broken mill", "a flood", "a broken clock", "a lock keeper", "a boatbuilder", "a broken bell", "a beekeeper",
+        "a mapmaker", "a weaver", "a glassblower", "a broken bridge", "a teacher", "a carpenter", "a fisher",
+        "a potter",        "a blacksmith", "a bell ringer", "a gardener", "a bookbinder", "a cobbler",
+    )
+)  # fmt: skip
 QUESTIONS = (
     "Summarise this story.",
     "Quote the first paragraph.",
@@ -70,7 +64,6 @@ class Part:
     priority: int
     messages: tuple[dict[str, str], ...]
     sampling: dict[str, Any]
-    wave: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -78,29 +71,47 @@ class Part:
         return int(self.sampling["max_tokens"])
 
 
-def programme(scale: float = 1.0) -> list[Part]:
-    """The jobs in the order they are submitted. `scale` multiplies the output limits of the stories."""
-    parts: list[Part] = []
+_STORY_LIMIT, _STORY_LEAST = 280, 150
 
-    def add(
-        title: str, tenant: str, priority: int, asked: str, system: str, limit: int, wave: int, **more: Any
-    ) -> None:
-        number = len(parts)
-        messages = ({"role": "system", "content": system}, {"role": "user", "content": asked})
-        sampling = {"temperature": 0.8, "top_p": 0.95, "seed": 1000 + number, "max_tokens": limit} | more
-        parts.append(Part(number, title, tenant, priority, messages, sampling, wave))
 
-    def story_limit(limit: int) -> int:
-        return max(32, int(limit * scale))
-
-    for asked in LONG_STORIES:
-        limit = story_limit(320)
-        add(asked.removeprefix("Write a short story ").rstrip("."), "library", 2, asked, STORYTELLER, limit, 0,
-            min_tokens=limit * 3 // 4)  # fmt: skip
-    for about in STORIES:
-        limit = story_limit(280)
-        add(f"about {about}", "bedtime", 5, f"Tell me a story about {about}.", STORYTELLER, limit, 0,
-            min_tokens=limit * 3 // 4)  # fmt: skip
-    for wave, question in enumerate(QUESTIONS):
-        add(question, "chat", 9, f"{PASSAGE}\n\n{question}", STORYTELLER, 64, wave % 4, temperature=0.0)
+def opening() -> list[Part]:
+    """The jobs that wait in the queue before any worker is up, in the order of their submission."""
+    parts = [_library(number) for number in range(len(LONG_STORIES))]
+    parts += [
+        _story(len(parts) + number, "bedtime", 5, f"Tell me a story about {about}.")
+        for number, about in enumerate(STORIES)
+    ]
     return parts
+
+
+def urgent(number: int, turn: int) -> Part:
+    """A short question at the highest priority; all of them share one long passage."""
+    question = QUESTIONS[turn % len(QUESTIONS)]
+    sampling = {"temperature": 0.0, "seed": number, "max_tokens": 64}
+    return Part(number, question, "chat", 9, _messages(f"{PASSAGE}\n\n{question}"), sampling)
+
+
+def more(number: int) -> Part:
+    """One more job of the batch tenant: there is always another story to write."""
+    return _library(number)
+
+
+def _library(number: int) -> Part:
+    return _story(number, "library", 2, LONG_STORIES[number % len(LONG_STORIES)])
+
+
+def _story(number: int, tenant: str, priority: int, asked: str) -> Part:
+    sampling = {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "seed": 1000 + number,
+        "max_tokens": _STORY_LIMIT,
+        "min_tokens": _STORY_LEAST,
+    }
+    return Part(
+        number, f"about {asked.partition(' about ')[2].rstrip('.')}", tenant, priority, _messages(asked), sampling
+    )
+
+
+def _messages(asked: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "system", "content": STORYTELLER}, {"role": "user", "content": asked})
