@@ -84,6 +84,7 @@ class SpeculativeDecoder:
         self._meter = SpeculationMeter(config.max_depth, names)
         self._tracks: dict[SequenceState, _Track] = {}
         self._lookup_s = 0.0  # of one sequence, a moving average
+        self._asked = False  # whether anything was proposed for the coming step
 
     def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
         """Give drafts to the running sequences for which they are likely to pay.
@@ -93,14 +94,14 @@ class SpeculativeDecoder:
             waiting_tokens: prompt tokens of waiting sequences that the next step is likely to take in.
         """
         began = self._clock()
+        self._asked = False
         self._forget_all_but(running)
-        decoding = [s for s in running if s.num_tokens - s.num_computed == 1 and s.finish_reason is None]
-        tracks = [self._track(sequence) for sequence in decoding]
+        unread = [sequence.num_tokens - sequence.num_computed for sequence in running]
+        decoding = [sequence for sequence, tokens in zip(running, unread, strict=True) if tokens == 1]
         if self.config.fixed_depth is not None:
-            self._propose_fixed(decoding, tracks, self.config.fixed_depth)
+            self._propose_fixed(decoding, self.config.fixed_depth)
         elif decoding and self.cost.known:
-            unread = sum(s.num_tokens - s.num_computed for s in running)  # one of each that decodes
-            self._propose_paying(decoding, tracks, unread + waiting_tokens)
+            self._propose_paying(decoding, sum(unread) + waiting_tokens)
         self._meter.propose_s += self._clock() - began
 
     def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]], step_s: float) -> None:
@@ -112,6 +113,12 @@ class SpeculativeDecoder:
             step_s: seconds of the forward pass and the sampling.
         """
         self.cost.observe(batch.num_tokens, step_s)
+        meter = self._meter
+        meter.step_s += step_s
+        if not self._asked:
+            meter.depths[0] += len(grown)
+            meter.plain_s += step_s
+            return
         samples = {id(sequence): number for sequence, number in zip(batch.sequences, batch.num_samples, strict=True)}
         emitted = drafts = 0
         for sequence, _, count in grown:
@@ -121,10 +128,8 @@ class SpeculativeDecoder:
                 continue  # it computed its prompt in this step
             checked = samples[id(sequence)] - 1
             drafts += checked
-            self._meter.depths[checked] += 1
+            meter.depths[checked] += 1
             self._learn(track, sequence.output_ids[track.known :], checked)
-        meter = self._meter
-        meter.step_s += step_s
         plain = float(self.cost.predict(np.array([batch.num_tokens - drafts], dtype=np.float64))[0])
         meter.plain_s += plain * emitted / len(grown) if drafts and grown else step_s
 
@@ -138,7 +143,8 @@ class SpeculativeDecoder:
 
     # --- proposing ------------------------------------------------------------------------------------------------
 
-    def _propose_fixed(self, decoding: list[SequenceState], tracks: list[_Track], depth: int) -> None:
+    def _propose_fixed(self, decoding: list[SequenceState], depth: int) -> None:
+        tracks = self._begin(decoding)
         depths = [min(depth, _room(sequence)) for sequence in decoding]
         self._look_up(decoding, tracks, depths)
         wanted = [0 if track.found.token_ids else depth for track, depth in zip(tracks, depths, strict=True)]
@@ -147,11 +153,16 @@ class SpeculativeDecoder:
             draft = track.found if track.found.token_ids else track.guessed
             self._offer(sequence, track, draft, len(draft.token_ids))
 
-    def _propose_paying(self, decoding: list[SequenceState], tracks: list[_Track], step_tokens: int) -> None:
+    def _propose_paying(self, decoding: list[SequenceState], step_tokens: int) -> None:
         emitting = len(decoding)
         if least_paying_chance(step_tokens, emitting, self.cost) > _HOPELESS:
             return
-        self._look_up(decoding, tracks, self._lookup_depths(decoding, tracks, step_tokens))
+        if self._model is None:
+            decoding = self._rested(decoding, step_tokens)
+            if not decoding:
+                return
+        tracks = self._begin(decoding)
+        self._look_up(decoding, tracks, [min(self.config.max_depth, _room(sequence)) for sequence in decoding])
         found = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
         if self._model is not None:
             depths, floor = self._model_depths(decoding, tracks, found, step_tokens)
@@ -164,24 +175,22 @@ class SpeculativeDecoder:
         chosen = choose_depths(chances, step_tokens, emitting, self.cost)
         for sequence, track, draft, depth in zip(decoding, tracks, drafts, chosen, strict=True):
             self._offer(sequence, track, draft, depth)
-            if depth:
-                track.pause = 0
-            elif self._lookup is not None:
-                track.pause = min(2 * track.pause + 1, _LONGEST_PAUSE_STEPS)
+            track.pause = 0 if depth else min(2 * track.pause + 1, _LONGEST_PAUSE_STEPS)
+            track.resting = track.pause
 
-    def _lookup_depths(self, decoding: list[SequenceState], tracks: list[_Track], step_tokens: int) -> list[int]:
-        """How far to look ahead for each sequence; where lookups are not cheap, fruitless ones are repeated rarely."""
+    def _rested(self, decoding: list[SequenceState], step_tokens: int) -> list[SequenceState]:
+        """The sequences worth a lookup: all where it is cheap, else those whose last ones were not fruitless."""
         step_s = float(self.cost.predict(np.array([step_tokens], dtype=np.float64))[0])
-        cheap = self._lookup_s * len(decoding) < _CHEAP * step_s
-        depths = []
-        for sequence, track in zip(decoding, tracks, strict=True):
-            track.resting = 0 if cheap else track.resting - 1
-            if track.resting > 0:
-                depths.append(0)
+        if self._lookup_s * len(decoding) < _CHEAP * step_s:
+            return decoding
+        rested = []
+        for sequence in decoding:
+            track = self._tracks.get(sequence)
+            if track is None or track.resting == 0:
+                rested.append(sequence)
             else:
-                track.resting = track.pause
-                depths.append(min(self.config.max_depth, _room(sequence)))
-        return depths
+                track.resting -= 1
+        return rested
 
     def _model_depths(
         self, decoding: list[SequenceState], tracks: list[_Track], found: list[Float64], step_tokens: int
@@ -215,9 +224,8 @@ class SpeculativeDecoder:
         began = self._clock()
         for track, draft in zip(tracks, self._lookup.propose(decoding, depths), strict=True):
             track.found = draft
-        asked = sum(1 for depth in depths if depth)
-        if asked:
-            self._lookup_s += ((self._clock() - began) / asked - self._lookup_s) * 0.1
+        if decoding:
+            self._lookup_s += ((self._clock() - began) / len(decoding) - self._lookup_s) * 0.1
 
     def _guess(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int], floor: float) -> None:
         if self._model is not None and any(depths):
@@ -258,15 +266,19 @@ class SpeculativeDecoder:
                 if guess != token:
                     break
 
-    def _track(self, sequence: SequenceState) -> _Track:
-        """The sequence's track, cleared for a new step."""
-        track = self._tracks.get(sequence)
-        if track is None:
-            track = self._tracks[sequence] = _Track()
-        track.found = track.guessed = EMPTY
-        track.offered = None
-        track.known = len(sequence.output_ids)
-        return track
+    def _begin(self, decoding: list[SequenceState]) -> list[_Track]:
+        """The sequences' tracks, cleared for a new step."""
+        tracks = []
+        for sequence in decoding:
+            track = self._tracks.get(sequence)
+            if track is None:
+                track = self._tracks[sequence] = _Track()
+            track.found = track.guessed = EMPTY
+            track.offered = None
+            track.known = len(sequence.output_ids)
+            tracks.append(track)
+        self._asked = True
+        return tracks
 
     def _forget_all_but(self, running: Sequence[SequenceState]) -> None:
         """Drop what is kept for sequences that ended or were preempted."""

@@ -40,7 +40,10 @@ class NgramIndex:
             ends.setdefault(tuple(known[end - size : end]), []).append(end)
 
     def find(self, max_match: int) -> tuple[int, int]:
-        """The longest earlier match of the last tokens: (where it goes on, its length), or (0, 0). Of equals, the latest."""
+        """The longest earlier match of the last tokens, the latest of equals: (where it goes on, its length).
+
+        (0, 0) where there is none.
+        """
         known, size = self.tokens, self._size
         best, longest, end = 0, 0, len(known)
         for place in reversed(self._ends.get(tuple(known[end - size :]), ())[-_CANDIDATES:]):
