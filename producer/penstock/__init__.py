@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penstock_core.protocol.errors import (
         BrokerMisconfigured,
         BrokerUnavailable,
+        ClientClosed,
         InvalidConfiguration,
         InvalidRequest,
         JobCancelled,
@@ -53,6 +54,7 @@ _HOMES = {
     "penstock_core.protocol.errors": (
         "BrokerMisconfigured",
         "BrokerUnavailable",
+        "ClientClosed",
         "InvalidConfiguration",
         "InvalidRequest",
         "JobCancelled",
@@ -121,6 +123,7 @@ __all__ = [  # noqa: RUF022 - what most people need comes first
     "JobNotFound",
     "ResultTimeout",
     "BrokerUnavailable",
+    "ClientClosed",
     "BrokerMisconfigured",
 ]
 

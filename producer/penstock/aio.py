@@ -23,7 +23,7 @@ from penstock.settings import ClientSettings, Mode, resolve_queue, resolve_url
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, tickets_of, watching
 from penstock_core.protocol.connection import broker_errors, connect_async
-from penstock_core.protocol.errors import BrokerUnavailable, QueueFull
+from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
 from penstock_core.protocol.requests import DEFAULT_TENANT
@@ -195,7 +195,7 @@ class AsyncClient:
     def _broker(self) -> redis.asyncio.Redis:
         """The connections of the running loop; those of another loop are of no use here."""
         if self._closed:
-            raise BrokerUnavailable("this client is closed; make a new one")
+            raise ClientClosed("this client is closed; make a new one")
         loop = asyncio.get_running_loop()
         if self._connected is None or self._loop is not loop:
             self._loop, self._shared = loop, None

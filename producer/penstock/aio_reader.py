@@ -111,8 +111,7 @@ class AsyncReader:
     async def close(self) -> None:
         """End the task and its connection."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await _end(self._task)
 
     def _add(self, channel: str, deliver: Callable[[bytes], None], interrupted: Callable[[], None]) -> None:
         if self._subscriptions.add(channel, deliver, interrupted):
@@ -154,8 +153,7 @@ class AsyncReader:
                 _log.info("connection for job events lost, reconnecting: %s", error or type(error).__name__)
             finally:
                 self._subscriptions.disconnected()
-                sender.cancel()
-                await asyncio.wait([sender])
+                await _end(sender)
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(random.uniform(0, _BACKOFF_FIRST_S))
 
@@ -198,6 +196,13 @@ class AsyncReader:
             self._tell()
             if interrupted is not None:
                 interrupted()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it ends: before Python 3.12 `wait_for`, which redis-py sends with, can swallow one cancel."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.05)
 
 
 async def _open_connection(broker: redis.asyncio.Redis) -> AbstractConnection:

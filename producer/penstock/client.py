@@ -23,7 +23,7 @@ from penstock.settings import ClientSettings, Mode, resolve_queue, resolve_url
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, tickets_of, watching
 from penstock_core.protocol.connection import broker_errors, connect
-from penstock_core.protocol.errors import BrokerUnavailable, QueueFull
+from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
 from penstock_core.protocol.requests import DEFAULT_TENANT
@@ -291,5 +291,5 @@ class Client:
         raise AssertionError(effect)
 
 
-def _closed() -> BrokerUnavailable:
-    return BrokerUnavailable("this client is closed; make a new one")
+def _closed() -> ClientClosed:
+    return ClientClosed("this client is closed; make a new one")

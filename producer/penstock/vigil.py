@@ -16,7 +16,7 @@ from penstock.effects import Confirm, Flow, Pause, Run
 from penstock.feed import Inbox
 from penstock.outcome import describe
 from penstock.settings import ClientSettings
-from penstock_core.protocol.errors import BrokerUnavailable, InvalidRequest, JobNotFound, ResultTimeout
+from penstock_core.protocol.errors import BrokerUnavailable, ClientClosed, InvalidRequest, JobNotFound, ResultTimeout
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.transitions import Call, read_job, reclaim
 
@@ -50,7 +50,7 @@ class Outage:
         now = self._clock()
         if self._ends_at is None:
             self._ends_at = now + self._patience_s if self.give_up_at is None else self.give_up_at
-        if now >= self._ends_at or isinstance(error.__cause__, _PERMANENT):
+        if now >= self._ends_at or isinstance(error, ClientClosed) or isinstance(error.__cause__, _PERMANENT):
             raise error
         yield Pause(None, min(random.uniform(0, self._delay_s), self._ends_at - now))
         self._delay_s = min(2 * self._delay_s, _BACKOFF_MAX_S)

@@ -244,6 +244,7 @@ def _remedy(error: Exception, reason: str) -> str:
         ("No such file", "check the socket's path"),
         ("No master found", "check the service name, and that the sentinels see the primary"),
         ("refused", "start Redis there, or correct the URL; `penstock serve` brings its own"),
+        ("Error 111", "start Redis there, or correct the URL; `penstock serve` brings its own"),
     ):
         if word in reason:
             return remedy

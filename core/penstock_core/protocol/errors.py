@@ -110,6 +110,10 @@ class BrokerUnavailable(PenstockError, ConnectionError):
     """Redis could not be reached, or refused the connection."""
 
 
+class ClientClosed(BrokerUnavailable):
+    """This client object was closed; make a new one."""
+
+
 class BrokerMisconfigured(PenstockError):
     """Redis answers, but is set up in a way that can lose accepted jobs (no AOF, an evicting memory policy)."""
 

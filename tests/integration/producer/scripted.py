@@ -52,6 +52,10 @@ class ScriptedWorker:
         self._lease_ms = lease_ms
         self._offsets: dict[tuple[str, int], int] = {}
 
+    def use(self, client: redis.Redis) -> None:
+        """Go on over another connection."""
+        self._client = client
+
     def claim(self, max_jobs: int = 1) -> list[ClaimedJob]:
         """Take what waits."""
         call = claim(
@@ -91,6 +95,10 @@ class ScriptedWorker:
         ended = encode_event(JobEnded(JobState.FAILED, job.attempt, None, JobFailure(code, message)))
         record = FailRecord(job.job_id, job.attempt, code, message, False, ended, 0)
         assert run(self._client, fail(self._keys, self.id, [record])) == ["failed"]
+
+    def offset_of(self, job_id: str, index: int = 0) -> int:
+        """How many tokens of the choice have been said."""
+        return self._offsets.get((job_id, index), 0)
 
     def _record(self, job: ClaimedJob, index: int, count: int, reason: FinishReason | None = None) -> PublishRecord:
         offset = self._offsets.get((job.job_id, index), 0)
@@ -137,7 +145,6 @@ class BusyWorker:
         self._worker = ScriptedWorker(self._client, keys)
         self._step = step
         self._batch = batch
-        self._stream = stream
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.done = 0

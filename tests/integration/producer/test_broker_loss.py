@@ -1,0 +1,146 @@
+"""A broker that goes away: waiting goes on when it returns, and ends with a remedy when it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from penstock import BrokerUnavailable, Client, InvalidConfiguration, JobState
+
+from penstock_core.protocol.connection import connect
+from penstock_core.protocol.keys import QueueKeys
+from tests.integration.producer.conftest import FACES, BlockingClient
+from tests.integration.producer.scripted import ScriptedWorker
+from tests.redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def mortal(start_redis: Callable[..., RedisServer]) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed."""
+    server = start_redis()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=FACES, ids=lambda face: face[0])
+def make_sdk(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Make clients of one face for the queue `q` of any server."""
+    _, kind, mode = request.param
+    clients = []
+
+    def make(url: str, **options: Any) -> Any:
+        clients.append(kind(url, queue="q", mode=mode, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+        if isinstance(client, BlockingClient):
+            client.end_loop()
+
+
+def test_waiting_survives_a_broker_that_was_killed(make_sdk: Callable[..., Any], mortal: RedisServer) -> None:
+    sdk = make_sdk(mortal.url)
+    job = sdk.submit("story")
+    with connect(mortal.url) as first:
+        worker = ScriptedWorker(first, QueueKeys("q"))
+        held = worker.claim_one(job.id)
+        worker.say(held, 3)
+    stream = job.stream(timeout=60)
+    seen = [next(stream)]
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(job.result(timeout=60)))
+    thread.start()
+    mortal.kill()
+    mortal.start()
+    with connect(mortal.url) as second:
+        worker.use(second)
+        worker.say(held, 3)
+        worker.end(held)
+    seen += stream
+    thread.join(60)
+    assert [token for chunk in seen for token in chunk.token_ids] == list(range(6)) == list(results[0].token_ids)
+
+
+def test_waiting_ends_with_a_remedy_where_the_broker_stays_away(
+    make_sdk: Callable[..., Any], mortal: RedisServer
+) -> None:
+    sdk = make_sdk(mortal.url, patience_s=0.3)
+    job = sdk.submit("story")
+    client = getattr(sdk, "_client", sdk)
+    client._around = dataclasses.replace(
+        client._around, settings=dataclasses.replace(client.settings, backstop_s=0.05, submit_patience_s=0.1)
+    )
+    mortal.kill()
+    for ask in (
+        job.result,
+        lambda: job.result(timeout=0.5),
+        lambda: list(job.stream()),
+        lambda: sdk.job(job.id).result(),
+        lambda: sdk.submit("story"),
+        lambda: sdk.submit_many(["story"]),
+        job.status,
+        job.cancel,
+        sdk.jobs,
+        sdk.queue_snapshot,
+    ):
+        with pytest.raises(BrokerUnavailable, match=r"Redis at redis://127\.0\.0\.1:\d+: .*; .+"):
+            ask()
+
+
+def test_no_broker_at_all_is_an_error_with_a_remedy(make_sdk: Callable[..., Any]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://:secret@127.0.0.1:{probe.getsockname()[1]}"
+    sdk = make_sdk(url)
+    with pytest.raises(BrokerUnavailable, match="start Redis there, or correct the URL") as caught:
+        sdk.submit("story")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_password_is_not_retried(
+    make_sdk: Callable[..., Any], start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.embedded import EmbeddedBroker
+
+    with EmbeddedBroker(password="right") as broker:
+        sdk = make_sdk(broker.url.replace("right", "wrong"), patience_s=3600)
+        with pytest.raises(BrokerUnavailable, match="check user and password"):
+            sdk.job("x").result()
+        with pytest.raises(BrokerUnavailable, match="check user and password"):
+            sdk.submit("story")
+
+
+def test_a_broker_restarted_between_calls_is_not_noticed(make_sdk: Callable[..., Any], mortal: RedisServer) -> None:
+    sdk = make_sdk(mortal.url)
+    sdk.submit("story")
+    mortal.kill()
+    mortal.start()
+    assert sdk.submit("story").status().state is JobState.QUEUED
+    assert [status.state for status in sdk.jobs()] == [JobState.QUEUED] * 2
+
+
+def test_a_frozen_broker_does_not_hang_a_caller_with_a_timeout(
+    make_sdk: Callable[..., Any], mortal: RedisServer
+) -> None:
+    sdk = make_sdk(mortal.url)
+    job = sdk.submit("story")
+    mortal.freeze()
+    try:
+        with pytest.raises(BrokerUnavailable, match="overloaded, frozen"):
+            job.result(timeout=0.2)
+    finally:
+        mortal.thaw()
+    assert job.status().state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://host:notaport"])
+def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(InvalidConfiguration):
+        Client(url)
