@@ -1,6 +1,7 @@
 """Paged attention: one interface, a CPU and a CUDA implementation.
 
-A forward pass calls `plan` once, then `write` and `attend` in every layer. `attention_for` picks the implementation.
+A forward pass calls `plan` once; every layer writes its keys and values to the pages, then calls `attend`, which reads
+them back from there. `attention_for` picks the implementation.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from penstock_core.attention import cuda
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
+from penstock_core.attention.cpu import CPUPagedAttention
+from penstock_core.attention.cuda import CUDAPagedAttention
 
 __all__ = ["AttentionBatch", "AttentionSpec", "LayerPages", "PagedAttention", "attention_for"]
 
@@ -21,20 +25,12 @@ class PagedAttention(Protocol):
     def plan(self, batch: AttentionBatch) -> Any:
         """Prepare what all layers of one forward pass share."""
 
-    def write(self, k: Tensor, v: Tensor, pages: LayerPages, plan: Any) -> None:
-        """Store this step's keys and values in their pages. k, v: [T, Hkv, D]."""
-
     def attend(self, q: Tensor, pages: LayerPages, plan: Any, spec: AttentionSpec) -> Tensor:
         """Causal attention of this step's tokens over their sequences' pages. q: [T, H, D] -> [T, H, D]."""
 
 
 def attention_for(device: torch.device | str, *, deterministic: bool = False) -> PagedAttention:
     """The implementation for a device; `deterministic` asks for sums whose order ignores the rest of the batch."""
-    from penstock_core.attention.cpu import CPUPagedAttention
-
-    if torch.device(device).type == "cuda":
-        from penstock_core.attention import cuda
-
-        if cuda.supported():
-            return cuda.CUDAPagedAttention(deterministic)
-    return CPUPagedAttention()
+    if torch.device(device).type == "cuda" and cuda.supported():
+        return CUDAPagedAttention(deterministic)
+    return CPUPagedAttention(deterministic)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
-from penstock_core.attention.cpu import CPUPagedAttention, CPUPlan, store
+from penstock_core.attention.portable import PortablePagedAttention
 
 
 def supported() -> bool:
@@ -32,7 +33,7 @@ class CUDAPlan:
     """What every layer of one forward pass shares; the portable plan is made only if a layer needs it."""
 
     batch: AttentionBatch
-    portable: CPUPlan | None = None
+    portable: Any = None
 
 
 class CUDAPagedAttention:
@@ -40,16 +41,11 @@ class CUDAPagedAttention:
 
     def __init__(self, deterministic: bool = False) -> None:
         self._num_splits = 1 if deterministic else None
-        self._portable = CPUPagedAttention()
+        self._portable = PortablePagedAttention(deterministic)
 
     def plan(self, batch: AttentionBatch) -> CUDAPlan:
         """Nothing to prepare: the kernel reads the batch's own tensors."""
         return CUDAPlan(batch)
-
-    def write(self, k: Tensor, v: Tensor, pages: LayerPages, plan: CUDAPlan) -> None:
-        """Store this step's keys and values. k, v: [T, Hkv, D]."""
-        store(k, pages.k, pages.k_scale, plan.batch.slot_mapping)
-        store(v, pages.v, pages.v_scale, plan.batch.slot_mapping)
 
     def attend(self, q: Tensor, pages: LayerPages, plan: CUDAPlan, spec: AttentionSpec) -> Tensor:
         """Attend every token to its sequence's pages. q: [T, H, D] -> [T, H, D]."""

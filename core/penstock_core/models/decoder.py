@@ -37,7 +37,8 @@ class _Step:
     """What all layers of one forward pass share."""
 
     plan: Any  # the attention implementation's own
-    rotations: dict[RopeConfig, Tensor]  # float32 [T, rotary_dim]: cosines, then sines
+    slots: Tensor  # int64 [T]: where each token's key and value go
+    rotations: dict[RopeConfig, rows.Rotation]
 
 
 class Attention:
@@ -47,8 +48,8 @@ class Attention:
         config, group = context.config, context.group
         dim = config.head_dim
         q, kv = group.share(config.num_heads), group.kv_heads(config.num_kv_heads)
-        self._dim = dim
-        self._heads, self._kv_heads = q.stop - q.start, kv.stop - kv.start
+        self._shape = rows.HeadShape(q.stop - q.start, kv.stop - kv.start, dim)
+        self._eps = config.norm_eps
         self._attention = attention
         self._spec = AttentionSpec(config.attention_scale, layer.window, config.attention_softcap)
         self._rope = layer.rope
@@ -60,33 +61,35 @@ class Attention:
             config.num_heads * dim,
             bias=config.attention_output_bias,
         )
-        self._q_norm: RMSNorm | None = None
-        self._k_norm: RMSNorm | None = None
-        self._norm_heads = config.qk_norm == "head"
-        self._group = group
+        self._norms: tuple[RMSNorm, RMSNorm] | None = None
+        self._projection_norms: tuple[RMSNorm, RMSNorm] | None = None
         if config.qk_norm == "head":
-            self._q_norm = RMSNorm(context, f"{module}.q_norm", dim)
-            self._k_norm = RMSNorm(context, f"{module}.k_norm", dim)
+            self._norms = RMSNorm(context, f"{module}.q_norm", dim), RMSNorm(context, f"{module}.k_norm", dim)
         elif config.qk_norm == "projection":
             q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
-            self._q_norm = SplitRMSNorm(context, f"{module}.q_norm", q_size, _scaled(q, dim))
-            self._k_norm = SplitRMSNorm(context, f"{module}.k_norm", kv_size, _scaled(kv, dim))
+            self._projection_norms = (
+                SplitRMSNorm(context, f"{module}.q_norm", q_size, _scaled(q, dim)),
+                SplitRMSNorm(context, f"{module}.k_norm", kv_size, _scaled(kv, dim)),
+            )
 
     def __call__(self, x: Tensor, step: _Step, pages: LayerPages) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        dim = self._dim
-        q, k, v = torch.split(self._qkv(x), [self._heads * dim, self._kv_heads * dim, self._kv_heads * dim], -1)
-        if self._q_norm is not None and self._k_norm is not None:
-            if self._norm_heads:
-                q, k = q.reshape(-1, self._heads, dim), k.reshape(-1, self._kv_heads, dim)
-            q, k = self._q_norm(q), self._k_norm(k)
-        q, k, v = q.reshape(-1, self._heads, dim), k.reshape(-1, self._kv_heads, dim), v.view(-1, self._kv_heads, dim)
-        if self._rope is not None:
-            rotation = step.rotations[self._rope]
-            q, k = rows.rotate(q, rotation), rows.rotate(k, rotation)
-        self._attention.write(k, v, pages, step.plan)
+        qkv = self._qkv(x)
+        if self._projection_norms is not None:
+            qkv = self._norm_projections(qkv, *self._projection_norms)
+        rotation = None if self._rope is None else step.rotations[self._rope]
+        q = rows.rotate_and_store(qkv, self._shape, rotation, pages, step.slots, self._head_norms(), self._eps)
         out = self._attention.attend(q, pages, step.plan, self._spec)
         return self._output(out.flatten(1))
+
+    def _head_norms(self) -> tuple[Tensor, Tensor] | None:
+        return None if self._norms is None else (self._norms[0].weight, self._norms[1].weight)
+
+    def _norm_projections(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
+        """Norm all queries together, and all keys."""
+        q_size, kv_size = self._shape.heads * self._shape.dim, self._shape.kv_heads * self._shape.dim
+        q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], -1)
+        return torch.cat([q_norm(q), k_norm(k), v], -1)
 
 
 def _scaled(heads: slice, dim: int) -> slice:
@@ -197,8 +200,9 @@ class DecoderModel:
         """Run one step: writes the new tokens' keys and values to the pages. -> hidden states [T, hidden]."""
         step = _Step(
             self._attention.plan(batch),
+            batch.slot_mapping,
             {
-                rope: table.rows(batch.max_seq_len).index_select(0, batch.positions)
+                rope: rows.Rotation(table.rows(batch.max_seq_len), batch.positions)
                 for rope, table in self._ropes.items()
             },
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, PagedAttention, attention_for
+from penstock_core.attention.pages import store
 
 PAGE = 4
 
@@ -66,13 +67,15 @@ class Scene:
         for begin, members in (("before", history), ("new", sequences)):
             if not members:
                 continue
-            plan = attention.plan(self.batch(members, begin))
+            plan_batch = self.batch(members, begin)
+            plan = attention.plan(plan_batch)
             spans = [
                 slice(0, self.shapes[n][0]) if begin == "before" else slice(self.shapes[n][0], None) for n in members
             ]
             k = torch.cat([self.k[n][span] for n, span in zip(members, spans, strict=True)])
             v = torch.cat([self.v[n][span] for n, span in zip(members, spans, strict=True)])
-            attention.write(k, v, self.pages, plan)
+            store(k, self.pages.k, self.pages.k_scale, plan_batch.slot_mapping)
+            store(v, self.pages.v, self.pages.v_scale, plan_batch.slot_mapping)
         out = attention.attend(torch.cat([self.q[n] for n in sequences]), self.pages, plan, spec)
         return list(out.split([self.shapes[n][1] for n in sequences]))
 

@@ -1,0 +1,3 @@
+/* All kernels of one instruction set: compiled once for each, with -DISA=<name>. */
+#include "attention.c"
+#include "rows.c"

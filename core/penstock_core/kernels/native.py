@@ -1,0 +1,126 @@
+"""The C kernels, found or built once per process, and called through ctypes on data pointers.
+
+`kernels()` is None where there is no compiler, or inside `portable()`; every caller then takes its plain PyTorch path.
+torch is imported first, so that the library shares its OpenMP threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from penstock_core.kernels.build import BuildFailed, build, cache_folder, find_library
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("portable", "avx2", "avx512")
+_STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+MAX_HEAD_DIM, MAX_PAGE_SIZE = 512, 64  # as in attention.c
+
+_pointer, _i64, _i32, _f32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+
+class AttentionCall(ctypes.Structure):
+    """As in attention.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("q", "out", "k", "v", "k_scale", "v_scale")),
+        *((name, _pointer) for name in ("block_table", "query_start", "seq_lens", "selected")),
+        *((name, _i64) for name in ("q_stride", "table_stride")),
+        *((name, _i32) for name in ("num_selected", "heads", "kv_heads", "dim", "page_size", "window", "kv_type")),
+        *((name, _i32) for name in ("max_query_len", "threads")),
+        *((name, _f32) for name in ("scale", "softcap")),
+    )
+
+
+class RotateCall(ctypes.Structure):
+    """As in rows.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("qkv", "table", "positions", "slots", "q_norm", "k_norm")),
+        *((name, _pointer) for name in ("k", "v", "k_scale", "v_scale")),
+        ("tokens", _i64),
+        *((name, _i32) for name in ("heads", "kv_heads", "dim", "rotary_dim", "kv_type", "threads")),
+        ("eps", _f32),
+    )
+
+
+class Kernels:
+    """The functions of one instruction set."""
+
+    def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
+        self.instruction_set = instruction_set
+        self.has_vnni = instruction_set == "avx512" and bool(library.penstock_has_vnni())
+
+        def bind(name: str, *arguments: Any) -> Callable[..., None]:
+            function = getattr(library, f"{name}_{instruction_set}")
+            function.argtypes, function.restype = arguments, None
+            return function  # type: ignore[no-any-return]
+
+        self.paged_attention = bind("paged_attention", ctypes.POINTER(AttentionCall))
+        self.rotate_and_store = bind("rotate_and_store", ctypes.POINTER(RotateCall))
+        self.add_rms_norm = bind("add_rms_norm", _pointer, _pointer, _pointer, _pointer, _i64, _i64, _f32, ctypes.c_int)
+        self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)
+
+
+_enabled = True
+
+
+def kernels() -> Kernels | None:
+    """The kernels of this machine's best instruction set, or None."""
+    return _load() if _enabled else None
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Do without the kernels, in this process, for a while."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def load(path: str, instruction_set: str | None = None) -> Kernels:
+    """The kernels of a given library; by default of the best instruction set this machine has."""
+    library = ctypes.CDLL(path)
+    return Kernels(library, instruction_set or _NAMES[library.penstock_instruction_set()])
+
+
+@cache
+def _load() -> Kernels | None:
+    try:
+        path = find_library() or build(cache_folder())
+        return load(str(path))
+    except (BuildFailed, OSError) as error:
+        log.warning("C kernels are not available, plain PyTorch is used: %s", error)
+        return None
+
+
+def stored_type(dtype: torch.dtype) -> int | None:
+    """The kernels' number for a storage dtype, or None for one they do not read."""
+    return _STORED.get(dtype)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """A tensor's address; None is C's null."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def usable(*tensors: Tensor) -> Kernels | None:
+    """The kernels, if all these are contiguous float32 tensors on the CPU."""
+    found = kernels()
+    if found is None:
+        return None
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+    return found
