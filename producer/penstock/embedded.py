@@ -120,8 +120,9 @@ class EmbeddedBroker:
         port: loopback port; None picks a free one.
         password: None makes a random one for this object.
         executable: the server program; None finds one, see `find_server`.
-        fsync: the append-only file's policy. `everysec` loses nothing when the process dies, and at most a second
-            when the machine does; `always` loses nothing and is several times slower.
+        fsync: the append-only file's policy. `everysec` can lose the last second or two when the machine dies, and also
+            when the server is killed while its disk is slow (Redis then puts off writing); `always` loses nothing and
+            is several times slower.
         maxmemory_bytes: refuse writes above this much memory; None: no limit.
         start_timeout_s: how long `start` waits for the server to answer, loading its data included.
     """
