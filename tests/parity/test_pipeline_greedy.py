@@ -90,7 +90,12 @@ def _greedy(model: Any, prompt: list[int]) -> list[int]:
 
 
 def pipeline(reference: Reference, **options: Any) -> UnifiedInferencePipeline:
-    page = PageConfig(page_size=8, num_pages=options.pop("num_pages", 200))
+    page = PageConfig(
+        page_size=8,
+        num_pages=options.pop("num_pages", 200),
+        host_pages=options.pop("host_pages", 0),
+        kv_dtype=options.pop("kv_dtype", "auto"),
+    )
     return UnifiedInferencePipeline(PipelineConfig(reference.folder, device="cpu", page=page, **options))
 
 
@@ -139,6 +144,22 @@ def test_after_preemption(reference: Reference) -> None:
     pipe = pipeline(reference, num_pages=29, max_model_len=128, prefix_cache=False)
     assert tokens(run(pipe, requests(reference))) == reference.outputs
     assert pipe.statistics().preemptions > 0
+
+
+def test_after_a_trip_to_host_memory(reference: Reference) -> None:
+    pipe = pipeline(reference, num_pages=20, max_model_len=128, host_pages=100)
+    run(pipe, requests(reference, "cold "))
+    before = pipe.statistics().cache.restored_pages
+    assert tokens(run(pipe, requests(reference, "warm ")), "warm ") == reference.outputs
+    assert pipe.statistics().cache.restored_pages > before
+
+
+def test_int8_pages_survive_the_trip_to_host_memory(reference: Reference) -> None:
+    options: dict[str, Any] = {"kv_dtype": "int8", "max_model_len": 128}
+    stayed = tokens(run(pipeline(reference, **options), requests(reference)))
+    pipe = pipeline(reference, num_pages=20, host_pages=100, **options)
+    run(pipe, requests(reference, "cold "))
+    assert tokens(run(pipe, requests(reference, "warm ")), "warm ") == stayed
 
 
 @pytest.mark.parametrize("cut", [0, 1, 13, 31, 32])

@@ -41,10 +41,17 @@ def expected_output(prompt: np.ndarray, max_new_tokens: int, min_tokens: int) ->
 class PageModel:
     """Writes every token of the step first, as attention does, then reads each sampled context back."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, host_pages: int) -> None:
+        self.host = np.full((host_pages, page_size), -2, dtype=np.int32)
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
 
     def forward(self, batch: TokenBatch) -> list[int]:
+        for moves in (batch.offloads, batch.restores, batch.copies):
+            assert len({to for _, to in moves}) == len(moves), "two pages of a step move to one place"
+        for page, slot in batch.offloads:
+            self.host[slot] = self.slots[page]
+        for slot, page in batch.restores:
+            self.slots[page] = self.host[slot]
         if batch.copies:
             sources, destinations = (list(side) for side in zip(*batch.copies, strict=True))
             self.slots[destinations] = self.slots[sources]
@@ -78,9 +85,10 @@ class Fuzz:
             preemption_min_steps=self.random.choice([0, 3]),
         )
         prefix_cache = self.random.random() < 0.8
-        self.cache = PagedAttentionKVCache(num_pages, self.page_size, prefix_cache=prefix_cache)
+        host_pages = self.random.choice([0, 1, 5, 40])
+        self.cache = PagedAttentionKVCache(num_pages, self.page_size, prefix_cache=prefix_cache, host_pages=host_pages)
         self.batcher = TokenBatcher(self.config, self.cache)
-        self.model = PageModel(num_pages, self.page_size)
+        self.model = PageModel(num_pages, self.page_size, host_pages)
         self.drafts = self.random.choice([0, 0, 3])
         self.now = 0.0
         self.arrivals = 0

@@ -131,6 +131,8 @@ class TokenBatcher:
             return None
         batch = self.table.gather(chosen, lengths)
         batch.copies, self._copies = self._copies, []
+        if self.cache.host is not None:
+            batch.offloads, batch.restores = self.cache.host.take_moves()
         batch.admitted, self._admitted = self._admitted, []
         batch.vacated, self._vacated = self._vacated, []
         return batch
@@ -185,6 +187,8 @@ class TokenBatcher:
         """The step could not be computed: end its sequences and forget the pages it should have written."""
         failed = []
         self.cache.forget(self._fresh_pages)
+        if self.cache.host is not None:
+            self.cache.host.distrust_last_moves()
         for sequence in batch.sequences:
             sequence.in_flight = False
             if sequence.finish_reason is None:
@@ -207,7 +211,7 @@ class TokenBatcher:
         if self.running[-1].urgency - head.urgency <= gap:
             return
         rows = len(self._free_rows)
-        pages = self.cache.num_available - self._pages_wanted(head) - self.config.watermark_pages
+        pages = self.cache.num_available - self._pages_wanted(head, *self._reusable(head)) - self.config.watermark_pages
         victims = []
         for sequence in reversed(self.running):
             if (rows and pages >= 0) or sequence.urgency - head.urgency <= gap:
@@ -279,17 +283,23 @@ class TokenBatcher:
         """Give a waiting sequence a row and pages for all tokens it has, sharing what is computed already."""
         cache, page_size = self.cache, self.cache.page_size
         shared, start = self._reusable(sequence)
-        copied = start % page_size and cache.holders(shared[-1])
-        fresh = self._pages_for(sequence.num_tokens) - len(shared)
         spare = self.config.watermark_pages if self.running else 0
-        if fresh + bool(copied) + cache.num_idle(shared) + spare > cache.num_available:
+        if self._pages_wanted(sequence, shared, start) + spare > cache.num_available:
             return False
+        known, held = len(shared), self._pages_for(start)
+        slots = cache.host.take(sequence.digests[known:held]) if cache.host is not None and held > known else []
         cache.acquire(shared)
-        if copied:  # its next token goes into a page that somebody else holds
+        if self._writes_to_shared(shared, start):
             source = shared[-1]
             shared[-1] = cache.copy_on_write(source)
             self._copies.append((source, shared[-1]))
-        sequence.pages = shared + cache.allocate(fresh)
+        sequence.pages = shared + cache.allocate(self._pages_for(sequence.num_tokens) - known)
+        if slots and cache.host is not None:
+            restored = sequence.pages[known:held]
+            cache.host.restore(slots, restored)
+            self._fresh_pages.update(restored)
+            for page, digest in zip(restored, sequence.digests[known:held], strict=True):
+                cache.index(page, digest, sequence.root)
         sequence.num_indexed = start // page_size
         sequence.num_computed = start
         sequence.row = self._free_rows.pop()
@@ -306,8 +316,8 @@ class TokenBatcher:
     def _reusable(self, sequence: SequenceState) -> tuple[list[int], int]:
         """Pages that hold a beginning of the sequence, and how many of its tokens need no computing.
 
-        At least one token is left to compute: its logits are wanted. From the prefix cache, or from a sibling whose
-        prompt is computed.
+        From the prefix cache, or from a sibling whose prompt is computed. Where the tokens reach beyond the pages, the
+        rest is in host memory. At least one token is left to compute: its logits are wanted.
         """
         page_size = self.cache.page_size
         limit = sequence.num_tokens - 1
@@ -318,13 +328,16 @@ class TokenBatcher:
                 tokens = np.concatenate([tokens, np.array(sequence.output_ids, dtype=np.int32)])
             extend_digests(sequence.digests, sequence.root, tokens, page_size)
             pages = self.cache.match(sequence.digests)
-        start = min(len(pages) * page_size, limit)
+        known = len(pages)
+        if self.cache.host is not None and not sequence.wants_prompt_logits:
+            known += self.cache.host.count(sequence.digests[known:])
+        start = min(known * page_size, limit)
         for sibling in sequence.siblings:
             computed = min(sibling.num_computed, sequence.num_prompt, limit)
             if sibling.is_running and computed > start:
                 start, pages = computed, sibling.pages
         pages = pages[: self._pages_for(start)]
-        if start % page_size and pages[-1] in self._fresh_pages:  # cannot be copied before this step computes it
+        if start < len(pages) * page_size and pages[-1] in self._fresh_pages:  # not computed yet: cannot be copied
             pages.pop()
             start = len(pages) * page_size
         return pages, start
@@ -382,8 +395,11 @@ class TokenBatcher:
     def _pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.cache.page_size)
 
-    def _pages_wanted(self, sequence: SequenceState) -> int:
+    def _writes_to_shared(self, shared: list[int], start: int) -> bool:
+        """Whether a sequence that goes on at `start` would write to a page of `shared` that another holds."""
+        return start < len(shared) * self.cache.page_size and self.cache.holders(shared[-1]) > 1
+
+    def _pages_wanted(self, sequence: SequenceState, shared: list[int], start: int) -> int:
         """Pages that admitting a waiting sequence would take from the available ones."""
-        shared, start = self._reusable(sequence)
-        copied = start % self.cache.page_size and self.cache.holders(shared[-1])
-        return self._pages_for(sequence.num_tokens) - len(shared) + bool(copied) + self.cache.num_idle(shared)
+        copied = start < len(shared) * self.cache.page_size and self.cache.holders(shared[-1]) > 0
+        return self._pages_for(sequence.num_tokens) - len(shared) + copied + self.cache.num_idle(shared)

@@ -31,7 +31,8 @@ class TokenBatch:
         logit_rows: int64 [R], places in the flattened batch whose logits are wanted.
         sample_rows: int64 [R], rows of the persistent arrays. output_positions: int64 [R], index of the output token.
         drafts: int64 [R], the draft that each sampled position's context ends with, -1 for none; None: no drafts.
-        copies: pages (source, destination) to copy before the forward pass.
+        offloads, restores, copies: before the forward pass, and in this order, pages (from, to) that move to host
+            memory, that come back, and that are copied within the device.
         admitted: sequences that got a row for this step. vacated: rows given up since the last step.
     """
 
@@ -50,6 +51,8 @@ class TokenBatch:
     sample_rows: Int64
     output_positions: Int64
     drafts: Int64 | None = None
+    offloads: list[tuple[int, int]] = field(default_factory=list)
+    restores: list[tuple[int, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     admitted: list[SequenceState] = field(default_factory=list)
     vacated: list[int] = field(default_factory=list)

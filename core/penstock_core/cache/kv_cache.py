@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from penstock_core.cache.host import HostPages
 from penstock_core.cache.prefix import PrefixCache, root_digest
 
 
@@ -22,6 +23,7 @@ class CacheStatistics:
         queried_tokens, hit_tokens: tokens of admitted sequences, and how many of them needed no computing.
         bytes_saved: memory that sharing saves at this moment.
         evictions: cached pages given up for new tokens. copies: pages copied on write.
+        host_pages: pages kept in host memory. offloaded_pages, restored_pages: moved there and back.
     """
 
     total_pages: int
@@ -35,6 +37,9 @@ class CacheStatistics:
     evictions: int
     copies: int
     page_bytes: int
+    host_pages: int = 0
+    offloaded_pages: int = 0
+    restored_pages: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -56,13 +61,17 @@ class PagedAttentionKVCache:
         page_size: tokens per page.
         page_bytes: bytes of one page over all layers (for the statistics).
         prefix_cache: keep the pages of finished sequences for later prompts that begin alike.
+        host_pages: pages of host memory that evicted prefixes move to; 0 for none.
     """
 
-    def __init__(self, num_pages: int, page_size: int, *, page_bytes: int = 1, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, *, page_bytes: int = 1, prefix_cache: bool = True, host_pages: int = 0
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.page_bytes = page_bytes
         self.prefix = PrefixCache(num_pages) if prefix_cache else None
+        self.host = HostPages(host_pages) if prefix_cache and host_pages else None
         self._references = [0] * num_pages
         self._blank = list(
             range(num_pages - 1, -1, -1)
@@ -118,7 +127,9 @@ class PagedAttentionKVCache:
                 page = self._blank.pop()
             else:
                 assert self.prefix is not None
-                page, _ = self.prefix.evict()
+                page, digest, root = self.prefix.evict()
+                if self.host is not None:
+                    self.host.offload(page, digest, root)
             self._references[page] = 1
             pages.append(page)
         return pages
@@ -162,7 +173,8 @@ class PagedAttentionKVCache:
         """Forget every cached prefix, or those of one tenant salt; the number of pages dropped."""
         if self.prefix is None:
             return 0
-        return self.forget(self.prefix.pages_of(root_digest(salt) if salt is not None else None))
+        root = root_digest(salt) if salt is not None else None
+        return self.forget(self.prefix.pages_of(root)) + (self.host.forget(root) if self.host is not None else 0)
 
     def statistics(self) -> CacheStatistics:
         """The pool at this moment."""
@@ -180,6 +192,9 @@ class PagedAttentionKVCache:
             evictions=prefix.evictions if prefix else 0,
             copies=self._copies,
             page_bytes=self.page_bytes,
+            host_pages=self.host.num_used if self.host else 0,
+            offloaded_pages=self.host.offloaded_pages if self.host else 0,
+            restored_pages=self.host.restored_pages if self.host else 0,
         )
 
     def check(self, *, idle: bool = False) -> None:
@@ -195,5 +210,7 @@ class PagedAttentionKVCache:
         extra = sum(count - 1 for count in self._references if count)
         if extra != self._extra_references or self._shared_pages != sum(count > 1 for count in self._references):
             raise RuntimeError(f"sharing is miscounted: {extra} extra references, {self._extra_references} on record")
+        if self.host is not None:
+            self.host.check()
         if idle and held:
             raise RuntimeError(f"{len(held)} pages are held although no sequence runs: {counts}")

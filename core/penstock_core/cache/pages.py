@@ -29,6 +29,7 @@ class PageConfig:
         kv_dtype: stored precision. `auto` is the model's own; `int8` keeps a scale per token and head.
         watermark: share of the pool that admitting a waiting sequence must leave available, so that the running ones
             can grow for a while before one of them is preempted.
+        host_pages: pages of host memory that keep prefixes the device has no room for; 0 keeps none.
     """
 
     page_size: int = 16
@@ -36,6 +37,7 @@ class PageConfig:
     memory_fraction: float = 0.5
     kv_dtype: str = "auto"
     watermark: float = 0.01
+    host_pages: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.page_size <= 1024:
@@ -50,6 +52,8 @@ class PageConfig:
             )
         if not 0.0 <= self.watermark <= 0.5:
             raise InvalidConfiguration("page.watermark", f"{self.watermark} is outside 0 to 0.5 of the pool")
+        if self.host_pages < 0:
+            raise InvalidConfiguration("page.host_pages", f"{self.host_pages} is below 0; 0 keeps none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,16 @@ def choose_num_pages(
     return min(fitting, max_num_sequences * per_sequence + 1)
 
 
-def allocate_pages(shape: PageShape, num_pages: int, device: torch.device) -> list[LayerPages]:
-    """Zeroed page tensors of every layer. On the CPU the system commits memory when a page is first written."""
+def allocate_pages(shape: PageShape, num_pages: int, device: torch.device, *, pinned: bool = False) -> list[LayerPages]:
+    """Zeroed page tensors of every layer. On the CPU the system commits memory when a page is first written.
+
+    `pinned`: host memory from which a CUDA device copies without a detour.
+    """
     size = (num_pages, shape.page_size, shape.num_kv_heads, shape.head_dim)
 
     def tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        if device.type != "cpu":
-            return torch.zeros(size, dtype=dtype, device=device)
+        if device.type != "cpu" or pinned:
+            return torch.zeros(size, dtype=dtype, device=device, pin_memory=pinned)
         raw = torch.from_numpy(np.zeros(int(np.prod(size)) * dtype.itemsize, dtype=np.uint8))
         return raw.view(dtype).view(size)
 
@@ -123,12 +130,22 @@ def allocate_pages(shape: PageShape, num_pages: int, device: torch.device) -> li
     return layers
 
 
-def copy_pages(layers: Sequence[LayerPages], copies: Sequence[tuple[int, int]]) -> None:
-    """Copy whole pages (source, destination) in every layer; all sources are read before any destination is written."""
-    sources, destinations = zip(*copies, strict=True)
-    source = torch.tensor(sources, device=layers[0].k.device)
-    destination = torch.tensor(destinations, device=layers[0].k.device)
-    for layer in layers:
-        for pages in (layer.k, layer.v, layer.k_scale, layer.v_scale):
-            if pages is not None:
-                pages[destination] = pages[source]
+def move_pages(
+    sources: Sequence[LayerPages], destinations: Sequence[LayerPages], moves: Sequence[tuple[int, int]]
+) -> None:
+    """Copy whole pages (from, to) of every layer, within a pool or between pools on different devices.
+
+    All are read before any is written.
+    """
+    from_pages, to_pages = (torch.tensor(side) for side in zip(*moves, strict=True))
+    from_pages = from_pages.to(sources[0].k.device)
+    to_pages = to_pages.to(destinations[0].k.device)
+    for source, destination in zip(sources, destinations, strict=True):
+        for old, new in (
+            (source.k, destination.k),
+            (source.v, destination.v),
+            (source.k_scale, destination.k_scale),
+            (source.v_scale, destination.v_scale),
+        ):
+            if old is not None and new is not None:
+                new[to_pages] = old[from_pages].to(new.device)

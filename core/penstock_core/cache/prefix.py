@@ -99,14 +99,14 @@ class PrefixCache:
         self._cold[page] = None
         return True
 
-    def evict(self) -> tuple[int, bytes]:
-        """Take the coldest page for other use; its (page, digest). Raises KeyError when none is cold."""
+    def evict(self) -> tuple[int, bytes, bytes]:
+        """Take the coldest page for other use; its (page, digest, root). Raises KeyError when none is cold."""
         page, _ = self._cold.popitem(last=False)
         digest = self._digest_of[page]
         assert digest is not None
         self._forget(page)
         self.evictions += 1
-        return page, digest
+        return page, digest, self._root_of[page]
 
     def forget(self, page: int) -> bool:
         """Drop `page` from the index. True if it was cold: the caller now has a blank page."""
@@ -114,11 +114,8 @@ class PrefixCache:
         self._forget(page)
         return was_cold
 
-    def pages_of(self, root: bytes | None = None, under: bytes | None = None) -> list[int]:
-        """Named pages (duplicates too) of one tenant's root, or of one prefix; all when both are None."""
-        if under is not None:
-            page = self._page_of.get(under)
-            return [] if page is None else [page]
+    def pages_of(self, root: bytes | None) -> list[int]:
+        """Named pages (duplicates too) of one tenant's root; all when it is None."""
         return [
             page
             for page, digest in enumerate(self._digest_of)

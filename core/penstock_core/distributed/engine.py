@@ -16,7 +16,7 @@ import torch
 
 from penstock_core.attention import AttentionBatch, LayerPages
 from penstock_core.batching import TokenBatch
-from penstock_core.cache import PageConfig, PageShape, allocate_pages, choose_num_pages, copy_pages, stored_dtype
+from penstock_core.cache import PageConfig, PageShape, allocate_pages, choose_num_pages, move_pages, stored_dtype
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.memory import check_weights_fit, free_memory_bytes
 from penstock_core.models import DecoderModel, ModelConfig, find_checkpoint, load_model
@@ -54,7 +54,7 @@ class DistributedInferenceEngine:
 
     Attributes:
         model: the decoder. config: its `ModelConfig`.
-        num_pages, page_size, page_bytes: shape of the pool.
+        num_pages, page_size, page_bytes: shape of the pool. num_host_pages: pages kept in host memory beside it.
         max_model_len: longest sequence in tokens.
     """
 
@@ -83,6 +83,11 @@ class DistributedInferenceEngine:
             page, shape.page_bytes, free_memory_bytes(self.device), self.max_model_len, max_num_sequences
         )
         self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages, self.device)
+        self.num_host_pages = page.host_pages
+        self.host_layers: list[LayerPages] = []
+        if page.host_pages:
+            pinned = self.device.type == "cuda"
+            self.host_layers = allocate_pages(shape, page.host_pages, torch.device("cpu"), pinned=pinned)
 
     @classmethod
     def load(
@@ -108,9 +113,14 @@ class DistributedInferenceEngine:
         return cls(model, config.page, config.max_model_len, config.max_num_sequences)
 
     def forward(self, batch: TokenBatch) -> StepOutput:
-        """Compute one step: copy pages to be written, write the new keys and values, return what is to be sampled."""
-        if batch.copies:
-            copy_pages(self.layers, batch.copies)
+        """Compute one step: move pages, write the new keys and values, return what is to be sampled."""
+        for sources, destinations, moves in (
+            (self.layers, self.host_layers, batch.offloads),
+            (self.host_layers, self.layers, batch.restores),
+            (self.layers, self.layers, batch.copies),
+        ):
+            if moves:
+                move_pages(sources, destinations, moves)
         inputs = AttentionBatch(
             token_ids=self._tensor(batch.token_ids),
             positions=self._tensor(batch.positions),

@@ -46,7 +46,7 @@ class UnifiedInferencePipeline:
 
     Args:
         config: settings.
-        engine, tokenizer: given by those who have them already; else loaded from `config.model`.
+        engine, tokenizer, draft_engine: given by those who have them already; else loaded as `config` says.
         clock: seconds, monotonic; deadlines and arrival times are on this clock.
         progress: called with (bytes loaded, bytes in all) while the weights stream in.
     """
@@ -57,6 +57,7 @@ class UnifiedInferencePipeline:
         *,
         engine: DistributedInferenceEngine | None = None,
         tokenizer: Tokenizer | None = None,
+        draft_engine: DistributedInferenceEngine | None = None,
         clock: Callable[[], float] = time.monotonic,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class UnifiedInferencePipeline:
             self.engine.page_size,
             page_bytes=self.engine.page_bytes,
             prefix_cache=config.prefix_cache,
+            host_pages=self.engine.num_host_pages,
         )
         batching = config.batching(self.engine.max_model_len, self.engine.num_pages)
         self.batcher = TokenBatcher(batching, self.cache)
@@ -84,7 +86,11 @@ class UnifiedInferencePipeline:
         self._sampler = Sampler()
         self._speculator: SpeculativeDecoder | None = None
         if config.speculation is not None:
-            self._speculator = SpeculativeDecoder(config.speculation, self._draft_model(config, config.speculation))
+            draft_engine = draft_engine or load_draft_engine(config, config.speculation)
+            model = None
+            if draft_engine is not None:
+                model = DraftModelProposer(draft_engine, self._table, config.max_num_sequences)
+            self._speculator = SpeculativeDecoder(config.speculation, model)
         self._door = RequestDoor(
             self.tokenizer,
             served_name=config.name,
@@ -185,7 +191,7 @@ class UnifiedInferencePipeline:
         for sequence in self.batcher.expire(started):
             self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
         if self._speculator is not None:
-            self._speculator.propose(self.batcher.running, self._admissible_tokens())
+            self._propose_drafts(self._speculator)
         batch = self.batcher.schedule()
         if batch is None:
             if self.batcher.has_work and not self._changed:
@@ -211,6 +217,16 @@ class UnifiedInferencePipeline:
         outputs = self._deliver(now)
         self._count_step(batch, self.clock() - started)
         return outputs
+
+    def _propose_drafts(self, speculator: SpeculativeDecoder) -> None:
+        """Drafts only save time, so their failure costs no request: speculation is switched off."""
+        try:
+            speculator.propose(self.batcher.running, self._admissible_tokens())
+        except Exception as error:
+            _logger.error("drafting failed; speculation is off from now on", exc_info=error)
+            self._speculator = None
+            for sequence in self.batcher.running:
+                sequence.draft_ids = []
 
     def _load_rows(self, batch: TokenBatch, now_s: float) -> None:
         """Bring the sampler's rows in line with the batcher's."""
@@ -269,6 +285,12 @@ class UnifiedInferencePipeline:
             output = sequence.output_ids
             tokens = output[-count:] if count else []
             reason = sequence.finish_reason
+            if progress.params.response_format is not None and tokens:
+                complete = self._follow_grammar(int(batch.sample_rows[first]), tokens)
+                if complete:  # what was accepted beyond its end is not part of the text
+                    reason = FinishReason.STOP
+                    del output[len(output) - count + complete :], tokens[complete:]
+                    count = complete
             if count > 1:
                 progress.accepted_tokens += count - 1
             if choice.logprobs is not None:
@@ -282,20 +304,24 @@ class UnifiedInferencePipeline:
             if choice.finish_reason is not None:
                 if sequence.is_running:
                     self.batcher.finish(sequence, choice.finish_reason)
-                if reason is FinishReason.ERROR:
+                if choice.finish_reason is FinishReason.ERROR:
                     progress.error = "no token can be chosen: the options leave none, or the logits are not finite"
                 self._close_choice(progress)
-            elif progress.params.response_format is not None:
-                self._table.append([sequence.row] * count, tokens)
-                if self._table.complete(sequence.row):
-                    self._end_choice(progress, sequence.index, FinishReason.STOP)
-            else:
+            elif progress.params.response_format is None:
                 rows += [sequence.row] * count
                 written += tokens
             if progress.first_token_s is None:
                 progress.first_token_s = now_s
             self._changed[sequence.request_id] = progress
         self._table.append(rows, written)
+
+    def _follow_grammar(self, row: int, tokens: list[int]) -> int:
+        """Advance a row's grammar; how many of the tokens complete it, or 0 if it goes on after all of them."""
+        for number, token in enumerate(tokens, 1):
+            self._table.append([row], [token])
+            if self._table.complete(row):
+                return number
+        return 0
 
     def _deliver(self, now_s: float) -> list[RequestOutput]:
         """What is new since the last step."""
@@ -361,24 +387,6 @@ class UnifiedInferencePipeline:
         waiting = sum(sequence.num_tokens for sequence in batcher.waiting[: min(rows, 8)])
         return min(waiting, batcher.config.max_batch_tokens)
 
-    def _draft_model(self, config: PipelineConfig, speculation: SpeculationConfig) -> DraftModelProposer | None:
-        """The proposer with a draft model, if one is wanted and there is one."""
-        if not speculation.may_use_draft_model:
-            return None
-        folder = speculation.draft_model or beside(find_checkpoint(config.model))
-        if folder is None:
-            if speculation.proposer == "draft":
-                raise InvalidConfiguration(
-                    "speculation.draft_model",
-                    "is not set, and there is no folder named like the model's with -draft added; set it, or choose "
-                    "the ngram, suffix or auto proposer",
-                )
-            return None
-        engine = DistributedInferenceEngine.load(
-            replace(config.engine(), model=folder, page=speculation.draft_pages, quantization=None, max_model_len=None)
-        )
-        return DraftModelProposer(engine, self._table, config.max_num_sequences)
-
     def _new_table(self, rows: int) -> SamplingTable:
         return SamplingTable(
             rows,
@@ -394,3 +402,24 @@ def _eos_token_ids(engine: DistributedInferenceEngine, tokenizer: Tokenizer) -> 
     if engine.config.eos_token_ids:
         return sorted(engine.config.eos_token_ids)
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def load_draft_engine(config: PipelineConfig, speculation: SpeculationConfig) -> DistributedInferenceEngine | None:
+    """The engine of the draft model, if one is wanted and there is one.
+
+    Raises:
+        InvalidConfiguration: the `draft` proposer was asked for, and there is no draft model.
+    """
+    if not speculation.may_use_draft_model:
+        return None
+    folder = speculation.draft_model or beside(find_checkpoint(config.model))
+    if folder is not None:
+        engine = replace(config.engine(), model=folder, page=speculation.draft_pages, quantization=None)
+        return DistributedInferenceEngine.load(replace(engine, max_model_len=None))
+    if speculation.proposer == "draft":
+        raise InvalidConfiguration(
+            "speculation.draft_model",
+            "is not set, and no folder beside the model's is named like it with -draft added; set it, or choose the "
+            "ngram, suffix or auto proposer",
+        )
+    return None

@@ -10,7 +10,7 @@ from penstock_core.cache import (
     PageShape,
     allocate_pages,
     choose_num_pages,
-    copy_pages,
+    move_pages,
     stored_dtype,
 )
 from penstock_core.protocol.errors import InvalidConfiguration
@@ -65,7 +65,7 @@ def test_copies_read_every_source_before_they_write() -> None:
         for page in range(4):
             for tensor in (layer.k, layer.v, layer.k_scale, layer.v_scale):
                 tensor[page] = page + 1
-    copy_pages(layers, [(0, 1), (1, 2)])
+    move_pages(layers, layers, [(0, 1), (1, 2)])
     for layer in layers:
         for tensor in (layer.k, layer.v, layer.k_scale, layer.v_scale):
             assert tensor is not None

@@ -42,10 +42,12 @@ class FakeEngine:
     `explode` raises in the next forward pass; `poison` makes all logits NaN; `sizes` records tokens per step.
     """
 
-    def __init__(self, num_pages: int = 256, page_size: int = 4, max_model_len: int = 256) -> None:
+    def __init__(self, num_pages: int = 256, page_size: int = 4, max_model_len: int = 256, host_pages: int = 0) -> None:
         self.config = SimpleNamespace(vocab_size=tokenizer().vocab_size, eos_token_ids=(EOS,))
         self.num_pages, self.page_size, self.page_bytes = num_pages, page_size, 1024
         self.max_model_len = max_model_len
+        self.num_host_pages = host_pages
+        self.host = np.full((host_pages, page_size), -1, dtype=np.int32)
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
         self.explode: Exception | None = None
         self.poison = False
@@ -56,6 +58,10 @@ class FakeEngine:
         if self.explode is not None:
             error, self.explode = self.explode, None
             raise error
+        for page, slot in batch.offloads:
+            self.host[slot] = self.slots[page]
+        for slot, page in batch.restores:
+            self.slots[page] = self.host[slot]
         for source, destination in batch.copies:
             self.slots[destination] = self.slots[source]
         self.slots.reshape(-1)[batch.slot_mapping] = batch.token_ids
@@ -83,8 +89,9 @@ class FakeEngine:
 def pipeline(engine: FakeEngine | None = None, clock: Any = None, **options: Any) -> UnifiedInferencePipeline:
     """A pipeline over a fake engine."""
     options.setdefault("max_num_sequences", 8)
+    draft_engine = options.pop("draft_engine", None)
     config = PipelineConfig(model="fake", served_name="fake", **options)
-    extra = {"clock": clock} if clock is not None else {}
+    extra = {"draft_engine": draft_engine, **({"clock": clock} if clock is not None else {})}
     return UnifiedInferencePipeline(config, engine=engine or FakeEngine(), tokenizer=tokenizer(), **extra)  # type: ignore[arg-type]
 
 

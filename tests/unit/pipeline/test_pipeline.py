@@ -404,6 +404,17 @@ def test_close_gives_every_page_back() -> None:
     assert not pipe.has_work
 
 
+def test_failing_draft_model_costs_speed_and_no_request() -> None:
+    class Broken:
+        def propose(self, running: Any, waiting_tokens: int) -> None:
+            raise RuntimeError("draft model lost")
+
+    pipe = pipeline()
+    pipe._speculator = Broken()  # type: ignore[assignment]
+    assert run_one(request("x"), pipe).choices == run_one(request("x")).choices
+    assert pipe._speculator is None
+
+
 def test_drafts_that_the_pipeline_is_given_change_no_token() -> None:
     options: dict[str, Any] = {"temperature": 0.9, "max_tokens": 30, "ignore_eos": True, "frequency_penalty": 0.3}
     plain = run_one(request("x", logprobs=1, **options))
