@@ -16,7 +16,7 @@ import torch
 
 from penstock_core.batching import SequenceState, TokenBatch, TokenBatcher
 from penstock_core.cache import PagedAttentionKVCache
-from penstock_core.distributed import DistributedInferenceEngine, StepOutput
+from penstock_core.distributed import DistributedConfig, DistributedInferenceEngine, StepOutput
 from penstock_core.models import find_checkpoint
 from penstock_core.models.tokenizer import Tokenizer
 from penstock_core.pipeline.config import PipelineConfig
@@ -25,7 +25,7 @@ from penstock_core.pipeline.intake import Intake
 from penstock_core.pipeline.progress import RequestProgress
 from penstock_core.pipeline.requests import Capacity, EngineRequest, RequestOutput
 from penstock_core.pipeline.statistics import Meter, PipelineStatistics
-from penstock_core.protocol.errors import InvalidConfiguration, InvalidRequest
+from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import MAX_SEED, GenerationRequest
 from penstock_core.sampling import (
@@ -166,13 +166,14 @@ class UnifiedInferencePipeline:
         )
 
     def close(self) -> None:
-        """End every request without a result and give all pages back."""
+        """End every request without a result, give all pages back, and end the engine's other ranks."""
         for progress in list(self._requests.values()):
             self._end_request(progress, FinishReason.CANCELLED)
         self._requests.clear()
         self._changed.clear()
         if self._speculator is not None:
             self._speculator.close()
+        self.engine.close()
         self.cache.check(idle=True)
 
     # --- the step ---------------------------------------------------------------------------------------------------
@@ -207,6 +208,8 @@ class UnifiedInferencePipeline:
             )
             now = self.clock()
             self._meter.forward_s += now - before
+        except EngineFailed:
+            raise  # no step can follow: whoever drives this pipeline ends its requests
         except Exception as error:
             self._fail(batch, error)
             return self._deliver(self.clock())
@@ -414,7 +417,13 @@ def load_draft_engine(config: PipelineConfig, speculation: SpeculationConfig) ->
         return None
     folder = speculation.draft_model or beside(find_checkpoint(config.model))
     if folder is not None:
-        engine = replace(config.engine(), model=folder, page=speculation.draft_pages, quantization=None)
+        engine = replace(
+            config.engine(),
+            model=folder,
+            page=speculation.draft_pages,
+            quantization=None,
+            distributed=DistributedConfig(),
+        )
         return DistributedInferenceEngine.load(replace(engine, max_model_len=None))
     if speculation.proposer == "draft":
         raise InvalidConfiguration(

@@ -81,6 +81,9 @@ class FakeEngine:
         out[:, EOS] += 2.0  # so that sequences end now and then
         return torch.from_numpy(out)
 
+    def close(self) -> None:
+        pass
+
     def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start in range(first, last, 3):
             yield start, self.logits(hidden[start : min(start + 3, last)])
