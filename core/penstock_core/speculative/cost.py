@@ -40,9 +40,9 @@ class _Bin:
 class StepCost:
     """Median seconds of a step by its number of tokens.
 
-    Sizes never seen are taken at their best, which the first try corrects: a larger one costs what the largest seen
-    does, a smaller one its share of the smallest seen. A size not seen for long is forgotten, so that a curve measured
-    under another load is tried again.
+    Sizes never seen are taken at their best, which the first try corrects: beyond the largest seen the curve is no
+    steeper than so far, and a smaller one than the smallest seen costs its share of that. A size not seen for long is
+    forgotten, so that a curve measured under another load is tried again.
     """
 
     def __init__(self) -> None:
@@ -75,5 +75,7 @@ class StepCost:
             seconds = np.maximum.accumulate([found.median_s for found in bins])
             self._points = np.array([found.tokens for found in bins]), seconds
         sizes, seconds = self._points
-        predicted: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])
+        slope = (seconds[-1] - seconds[0]) / max(1.0, sizes[-1] - sizes[0])
+        within: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])
+        predicted: Float64 = within + slope * np.maximum(0.0, tokens - sizes[-1])
         return predicted
