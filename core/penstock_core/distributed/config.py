@@ -1,4 +1,4 @@
-"""DistributedConfig: over how many processes a model is cut, and how they find one another."""
+"""DistributedConfig: over how many processes a model is cut."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ class DistributedConfig:
     """Settings of the process group.
 
     Attributes:
-        tensor_parallel: ranks that each hold a slice of every layer. Only 1 is supported so far.
+        tensor_parallel: ranks that each hold a slice of every layer; this process is the first and starts the others.
+        timeout_s: a rank that waits this long for another gives up, and the group with it.
     """
 
     tensor_parallel: int = 1
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel < 1:
-            raise InvalidConfiguration("distributed.tensor_parallel", f"{self.tensor_parallel} is below 1")
-        if self.tensor_parallel > 1:
+        if not 1 <= self.tensor_parallel <= 64:
             raise InvalidConfiguration(
-                "distributed.tensor_parallel",
-                f"{self.tensor_parallel} ranks are not supported yet; use 1, and more worker processes for throughput",
+                "distributed.tensor_parallel", f"{self.tensor_parallel} is outside 1 to 64 ranks"
             )
+        if self.timeout_s <= 0.0:
+            raise InvalidConfiguration("distributed.timeout_s", f"{self.timeout_s} is not above 0 seconds")

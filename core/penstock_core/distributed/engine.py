@@ -1,12 +1,13 @@
 """DistributedInferenceEngine: the model, its pages, and one call per step that turns a TokenBatch into logits.
 
 The pipeline loads it once and calls `forward` from the step loop. It decides nothing: which tokens, which pages and
-which rows are wanted is in the batch.
+which rows are wanted is in the batch. With several ranks this is rank 0: it tells the others each step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from penstock_core.attention import AttentionBatch, LayerPages
 from penstock_core.batching import TokenBatch
 from penstock_core.cache import PageConfig, PageShape, allocate_pages, choose_num_pages, move_pages, stored_dtype
 from penstock_core.distributed.config import DistributedConfig
+from penstock_core.distributed.followers import Followers
+from penstock_core.distributed.group import GlooGroup, Order, pack, send
 from penstock_core.distributed.memory import check_weights_fit, free_memory_bytes
-from penstock_core.models import DecoderModel, ModelConfig, find_checkpoint, load_model
+from penstock_core.models import DecoderModel, ModelConfig, TensorParallelGroup, find_checkpoint, load_model
 from penstock_core.models.products import Quantization
-from penstock_core.protocol.errors import InvalidConfiguration
+from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration
 
 PROMPT_LOGIT_ROWS = 128  # prompt positions whose logits are held at a time
 
@@ -54,6 +57,7 @@ class DistributedInferenceEngine:
 
     Attributes:
         model: the decoder. config: its `ModelConfig`.
+        group: this process's place among the ranks.
         num_pages, page_size, page_bytes: shape of the pool. num_host_pages: pages kept in host memory beside it.
         max_model_len: longest sequence in tokens.
     """
@@ -69,6 +73,8 @@ class DistributedInferenceEngine:
         self.model = model
         self.config: ModelConfig = model.config
         self.device = model.device
+        self.group = model.group
+        self._followers: Followers | None = None
         self.max_model_len = self._choose_length(max_model_len, page)
         shape = PageShape(
             num_layers=model.config.num_layers,
@@ -79,9 +85,10 @@ class DistributedInferenceEngine:
         )
         self.page_size = page.page_size
         self.page_bytes = shape.page_bytes
-        self.num_pages = choose_num_pages(
-            page, shape.page_bytes, free_memory_bytes(self.device), self.max_model_len, max_num_sequences
-        )
+        free = free_memory_bytes(self.device) // self.group.size
+        self.num_pages = choose_num_pages(page, shape.page_bytes, free, self.max_model_len, max_num_sequences)
+        if isinstance(self.group, GlooGroup):
+            self.num_pages = self.group.least(self.num_pages)
         self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages, self.device)
         self.num_host_pages = page.host_pages
         self.host_layers: list[LayerPages] = []
@@ -93,27 +100,70 @@ class DistributedInferenceEngine:
     def load(
         cls, config: EngineConfig, progress: Callable[[int, int], None] | None = None
     ) -> DistributedInferenceEngine:
-        """Load a checkpoint. `progress` is called with (bytes loaded, bytes in all).
+        """Load a checkpoint, with all its ranks. `progress` is called with (bytes loaded, bytes in all).
 
         Raises:
             InvalidConfiguration: the weights or one sequence's pages do not fit the device's memory.
             BrokenCheckpoint, UnsupportedModel: see `load_model`.
+            EngineFailed: a rank did not come up.
         """
+        size = config.distributed.tensor_parallel
+        if size == 1:
+            return cls.load_rank(config, TensorParallelGroup(), progress)
+        if choose_device(config.device).type != "cpu":
+            raise InvalidConfiguration(
+                "distributed.tensor_parallel",
+                f"{size} ranks are supported on the CPU only so far; set device to cpu, or use 1",
+            )
+        folder = find_checkpoint(config.model)
+        TensorParallelGroup(0, size).check(ModelConfig.from_checkpoint(folder))
+        followers = Followers(config, size)
+        try:
+            group = GlooGroup(0, size, followers.rendezvous, config.distributed.timeout_s)
+            engine = cls.load_rank(config, group, progress)
+        except Exception as error:
+            fallen = followers.fallen()
+            followers.close(timeout_s=5.0)
+            if fallen is None or isinstance(error, InvalidConfiguration):
+                raise
+            raise EngineFailed(f"{fallen} while the model was loaded; its messages are above") from error
+        engine._followers = followers
+        return engine
+
+    @classmethod
+    def load_rank(
+        cls, config: EngineConfig, group: TensorParallelGroup, progress: Callable[[int, int], None] | None = None
+    ) -> DistributedInferenceEngine:
+        """Load one rank's slice; see `load`."""
         device = choose_device(config.device)
         folder = find_checkpoint(config.model)
-        check_weights_fit(folder, ModelConfig.from_checkpoint(folder), device, config.dtype, config.quantization)
+        model_config = ModelConfig.from_checkpoint(folder)
+        check_weights_fit(folder, model_config, device, config.dtype, config.quantization)
         model = load_model(
             folder,
             device=device,
             dtype=config.dtype,
             quantization=config.quantization,
+            group=group,
             deterministic=config.deterministic,
             progress=progress,
         )
         return cls(model, config.page, config.max_model_len, config.max_num_sequences)
 
     def forward(self, batch: TokenBatch) -> StepOutput:
-        """Compute one step: move pages, write the new keys and values, return what is to be sampled."""
+        """Compute one step, on all ranks.
+
+        Raises:
+            EngineFailed: the ranks do not move together any more; no further step is possible.
+        """
+        if self._followers is None:
+            return self.compute(batch)
+        with self._together(self._followers):
+            send(Order.STEP, pack(batch))
+            return self.compute(batch)
+
+    def compute(self, batch: TokenBatch) -> StepOutput:
+        """This rank's part of a step: move pages, write the new keys and values, return what is to be sampled."""
         for sources, destinations, moves in (
             (self.layers, self.host_layers, batch.offloads),
             (self.host_layers, self.layers, batch.restores),
@@ -140,7 +190,38 @@ class DistributedInferenceEngine:
     def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Logits of the step's rows `first` to `last`, some at a time: (first row of the part, [n, vocab])."""
         for start in range(first, last, PROMPT_LOGIT_ROWS):
-            yield start, self.model.logits(hidden[start : min(start + PROMPT_LOGIT_ROWS, last)])
+            end = min(start + PROMPT_LOGIT_ROWS, last)
+            if self._followers is None:
+                logits = self.model.logits(hidden[start:end])
+            else:
+                with self._together(self._followers):
+                    send(Order.PROMPT_LOGITS, np.array([start, end]))
+                    logits = self.model.logits(hidden[start:end])
+            yield start, logits
+
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        if self._followers is None:
+            return
+        followers, self._followers = self._followers, None
+        try:
+            if followers.fallen() is None:
+                send(Order.STOP, np.zeros(0, dtype=np.int64))
+        except RuntimeError:  # one fell just now: the others notice by themselves
+            pass
+        finally:
+            followers.close(timeout_s=5.0)
+            if isinstance(self.group, GlooGroup):
+                self.group.close()
+
+    @contextmanager
+    def _together(self, followers: Followers) -> Iterator[None]:
+        """A step that fails on one rank leaves the others in the middle of it: the group cannot go on."""
+        try:
+            yield
+        except Exception as error:
+            reason = followers.fallen() or f"{type(error).__name__}: {error}"
+            raise EngineFailed(f"the tensor-parallel group is broken: {reason}") from error
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -47,6 +47,10 @@ class InvalidConfiguration(PenstockError, ValueError):
         return type(self), (self.field, self.message)
 
 
+class EngineFailed(PenstockError):
+    """The engine cannot compute any further step (a rank of its group is gone): its process must be started anew."""
+
+
 class QueueFull(PenstockError):
     """The queue or the tenant is at its bound; try again after `retry_after_s` seconds."""
 
