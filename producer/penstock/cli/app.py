@@ -37,16 +37,19 @@ class Root(Group):
 app = typer.Typer(cls=Root, name="penstock", no_args_is_help=True, rich_markup_mode=None, add_completion=True)
 
 
-@app.callback()
-def penstock(
-    version: bool = typer.Option(False, "--version", "-V", is_eager=True, help="Print the version."),
-) -> None:
-    """A durable LLM-generation queue: Redis Streams in, token streams out, nothing lost in between."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from penstock.cli.version import print_version
 
         print_version(as_json=False)
         raise typer.Exit
+
+
+@app.callback()
+def penstock(
+    version: bool = typer.Option(False, "--version", "-V", is_eager=True, callback=_version, help="Print the version."),
+) -> None:
+    """A durable LLM-generation queue: Redis Streams in, token streams out, nothing lost in between."""
 
 
 def command_line() -> Any:

@@ -57,7 +57,7 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
 
     if isinstance(error, CommandFailed):
         return error.code, str(error)
-    if isinstance(error, errors.InvalidRequest):
+    if isinstance(error, (errors.InvalidRequest, errors.InvalidConfiguration)):
         return ExitCode.INVALID, str(error)
     if isinstance(error, errors.QueueFull):
         wait = f"; try again in {error.retry_after_s:.1f} s" if error.retry_after_s > 0 else ""

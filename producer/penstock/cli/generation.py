@@ -6,9 +6,11 @@ in the protocol alone. A test holds the two lists equal.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +82,9 @@ Deadline = Annotated[
     float | None, _option(_DELIVERY, "--deadline", "SECONDS", "Expire the job this long after submission.")
 ]
 Delay = Annotated[float | None, _option(_DELIVERY, "--delay", "SECONDS", "Do not start it before.")]
+NotBefore = Annotated[
+    str | None, _option(_DELIVERY, "--not-before", "TIME", "The same as a time: ISO 8601 or seconds since 1970.")
+]
 Retries = Annotated[
     int | None, _option(_DELIVERY, "--max-retries", "N", "Retries after errors; crashes cost none. [default: 3]")
 ]
@@ -136,6 +141,8 @@ def delivery_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """The delivery options among `given`, ready for `JobOptions.parse`."""
     values = {name: given[name] for name in _PLAIN_DELIVERY if given.get(name) is not None}
     values |= {field: given[name] for name, field in _RENAMED_DELIVERY.items() if given.get(name) is not None}
+    if given.get("not_before") is not None:
+        values["not_before"] = _epoch_seconds(given["not_before"])
     if given.get("metadata"):
         values["metadata"] = dict(_pair("metadata", entry) for entry in given["metadata"])
     return values
@@ -213,6 +220,16 @@ def token_ids(field: str, text: str) -> list[int]:
         invalid(field, f"{shown!r} is no list of token ids; write them as 1,2,3")
 
 
+def _epoch_seconds(text: str) -> float:
+    """Seconds since 1970 from a number or an ISO 8601 time; a time without a zone is local."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        invalid("not_before", f"{text!r} is no time; write it as 2030-01-31T18:00 or in seconds since 1970")
+
+
 def _pair(field: str, entry: str) -> tuple[str, str]:
     key, equals, value = entry.partition("=")
     if not equals or not key:
@@ -249,5 +266,5 @@ def _json(field: str, text: str) -> Any:
 def field_names() -> tuple[set[str], set[str]]:
     """Names of the sampling and delivery fields that the command line can set."""
     sampling = {*_PLAIN_SAMPLING, *_FLAGS, "max_tokens", "skip_special_tokens", "stop_token_ids", "allowed_token_ids"}
-    delivery = {*_PLAIN_DELIVERY, *_RENAMED_DELIVERY.values(), "metadata"}
+    delivery = {*_PLAIN_DELIVERY, *_RENAMED_DELIVERY.values(), "metadata", "not_before"}
     return sampling | {"logit_bias", "response_format"}, delivery

@@ -151,7 +151,7 @@ def _page(command: Any, ctx: Any, commands: list[tuple[str, str, str]]) -> str:
         f"{paint(' '.join([*usage, '[options]']), 'cyan', on=on)}"
     )
     sections = _sections(command, ctx, commands)
-    left = min(_LEFT, max(len(name) for _, rows in sections for name, _ in rows))
+    left = min(_LEFT, columns // 2 - 4, max(len(name) for _, rows in sections for name, _ in rows))
     for title, rows in sections:
         lines += ["", paint(title, "green", "bold", on=on)]
         lines += _columns(rows, left, on, columns)
@@ -213,7 +213,7 @@ def _option_help(param: Any) -> str:
 def _columns(rows: list[tuple[str, str]], left: int, on: bool, columns: int) -> list[str]:
     lines = []
     for name, text in rows:
-        wrapped = textwrap.wrap(text, max(24, columns - left - 4)) or [""]
+        wrapped = textwrap.wrap(text, columns - left - 4) or [""]
         head = "  " + _paint_name(name, on)
         if len(name) > left:
             lines.append(head)

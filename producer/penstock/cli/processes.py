@@ -12,11 +12,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 from penstock.cli.exits import CommandFailed, ExitCode
 
@@ -42,20 +41,30 @@ def bundled_model(name: str = "penstock-story") -> Path | None:
 
 
 class WorkerProcess:
-    """One `python -m penstock_worker`, its log kept aside for the case that it fails."""
+    """One `python -m penstock_worker` and the lines it logs: the last ones are kept, all are passed to `on_line`."""
 
-    def __init__(self, url: str, flags: Sequence[str], *, log: IO[bytes] | None = None) -> None:
-        self._log = log if log is not None else tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        self._keeps_log = log is None
-        self._log_start = self._log.tell() if self._keeps_log else 0
+    def __init__(self, url: str, flags: Sequence[str], *, on_line: Callable[[str], None] | None = None) -> None:
+        self._on_line = on_line
+        self._tail: deque[str] = deque(maxlen=20)
         self._process = subprocess.Popen(
             [*worker_command(), *flags, f"--supervisor-pid={os.getpid()}"],
             env={**os.environ, "PENSTOCK_REDIS_URL": url},
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             process_group=0,  # Ctrl-C reaches this command only, which decides what becomes of the worker
+            text=True,
+            errors="replace",
         )
+        self._listener = threading.Thread(target=self._listen, name="penstock-worker-log", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._tail.append(line.rstrip())
+            if self._on_line is not None:
+                self._on_line(line.rstrip())
 
     @property
     def pid(self) -> int:
@@ -85,21 +94,13 @@ class WorkerProcess:
             return None
 
     def last_words(self, lines: int = 3) -> str:
-        """The end of its log."""
-        if not self._keeps_log:
-            return ""
-        with contextlib.suppress(OSError, ValueError):
-            self._log.flush()
-            self._log.seek(self._log_start)
-            text = self._log.read().decode(errors="replace")
-            return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:])
-        return ""
+        """The end of its log, once it has ended."""
+        self._listener.join(timeout=1.0)
+        return " | ".join(list(self._tail)[-lines:])
 
     def close(self, grace_s: float = 10.0) -> None:
         """Drain it (SIGTERM), or kill it after `grace_s`."""
         self.send(signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        if self.wait(max(0.0, deadline - time.monotonic())) is None:
+        if self.wait(grace_s) is None:
             self.kill()
-        if self._keeps_log:
-            self._log.close()
+        self._listener.join(timeout=1.0)

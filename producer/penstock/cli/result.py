@@ -35,5 +35,5 @@ def result(
 
     if timeout is not None and not 0 <= timeout < float("inf"):
         invalid("--timeout", f"{timeout} is no number of seconds; give 0 or more")
-    with open_client(locate(redis, queue)) as client:
+    with open_client(locate(redis, queue), answering=True) as client:
         follow(client.job(job_id), live=False, timeout_s=timeout, as_json=as_json)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from penstock.embedded import EmbeddedBroker
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
+_WORKER_USAGE = 2  # the worker's exit code for a wrong flag
 DEFAULT_MODEL = "penstock-story"
 _EXAMPLES = """
 penstock serve
@@ -82,7 +83,9 @@ def serve(
         flags = [f"--model={model}", f"--queue={name}", f"--processes={workers}", *ctx.args]
         if not any(argument.startswith("--log-level") for argument in ctx.args):
             flags.append("--log-level=warning")
-        process = WorkerProcess(broker.url, flags, log=sys.stderr.buffer)
+        if not any(argument.startswith("--log-format") for argument in ctx.args):
+            flags.append("--log-format=text")
+        process = WorkerProcess(broker.url, flags, on_line=lambda line: print(line, file=sys.stderr, flush=True))
         try:
             with open_queue(broker.url, name) as session:
                 _wait_until_ready(screen, session, process, workers, stop)
@@ -133,7 +136,8 @@ def _wait_until_ready(screen: Console, session: Queue, process: WorkerProcess, w
     with screen.status(f"starting {what}: loading the model", spinner="dots"):
         while not stop.is_set:
             if (code := process.exit_code) is not None:
-                raise CommandFailed(ExitCode.ERROR, "worker", f"ended with status {code} while starting; see above")
+                usage = ExitCode.INVALID if code == _WORKER_USAGE else ExitCode.ERROR
+                raise CommandFailed(usage, "worker", f"ended with status {code} while starting; see above")
             alive = [view for view in session.run(snapshot(session.keys)).workers if view.record is not None]
             if len(alive) >= workers:
                 break

@@ -80,8 +80,17 @@ def open_queue(redis_url: str | None, queue: str | None) -> Iterator[Queue]:
         client.close()
 
 
-def open_client(address: Address) -> Client:
-    """The SDK's client of a queue."""
+def open_client(address: Address, *, answering: bool = False) -> Client:
+    """The SDK's client of a queue.
+
+    With `answering` the broker is asked for a sign of life first: someone who begins to wait for a job is told at once
+    that there is no broker, while one that goes away later is borne for a while.
+    """
     from penstock.client import Client
 
+    if answering:
+        from penstock_core.protocol.connection import broker_errors, connect
+
+        with broker_errors(address.url), connect(address.url) as connection:
+            connection.ping()
     return Client(address.url, queue=address.queue)

@@ -88,6 +88,7 @@ def submit(
     tenant: g.Tenant = None,
     deadline: g.Deadline = None,
     delay: g.Delay = None,
+    not_before: g.NotBefore = None,
     max_retries: g.Retries = None,
     idempotency_key: g.IdempotencyKey = None,
     result_ttl: g.ResultTtl = None,

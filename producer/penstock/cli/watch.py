@@ -50,7 +50,7 @@ def watch(
     if len(chosen) == 1:
         from penstock.cli.following import follow
 
-        with open_client(address) as client:
+        with open_client(address, answering=True) as client:
             follow(
                 client.job(chosen[0]),
                 live=True,

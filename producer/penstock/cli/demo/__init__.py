@@ -11,6 +11,7 @@ import typer
 from penstock.cli.exits import ExitCode, invalid
 from penstock.cli.help import Command
 
+_LEAST_WIDTH, _LEAST_HEIGHT = 70, 22  # below it the dashboard has no room for a stream
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -43,7 +44,8 @@ def demo(
 
     worker_command()  # refuse before anything is started
     screen = console(stderr=as_json)
-    live = is_terminal(sys.stderr if as_json else sys.stdout) and not plain
+    roomy = screen.width >= _LEAST_WIDTH and screen.height >= _LEAST_HEIGHT
+    live = is_terminal(sys.stderr if as_json else sys.stdout) and roomy and not plain
     report = perform(screen, live=live, record=record)
     screen.print(table(report))
     if as_json:

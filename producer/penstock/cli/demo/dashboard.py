@@ -182,7 +182,7 @@ def _handover(stream: Stream, before: Segment, after: Segment) -> Text:
     pause = ""
     if stream.resumed_s is not None:
         pause = f" at token {stream.tokens - after.tokens + 1}"
-    words = f" {before.worker} died, {after.worker or 'another'} goes on{pause} "
+    words = f" {before.worker} died, {after.worker or 'another'} goes on{pause} ".replace(" ", "\u00a0")
     return Text.assemble(" ", (TAKEOVER_MARK, "takeover"), (words, "handover"), " ")
 
 

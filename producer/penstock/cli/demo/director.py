@@ -297,8 +297,8 @@ class Director:
         if pauses:
             self._tell(
                 "takeover",
-                f"{heir} goes on with {len(pauses)} streams at the next token: "
-                f"the first after {pauses[0]:.2f} s, the last after {pauses[-1]:.2f} s",
+                f"{heir} goes on with {len(pauses)} streams at their next tokens, "
+                f"after {pauses[0]:.2f} to {pauses[-1]:.2f} s",
             )
 
     # -- proving
