@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 RUN     = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types layers cover bench bench-quick clean
+.PHONY: help demo test check lint types layers cover bench bench-quick bench-peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,14 @@ bench: $(VENV)/.dev  ## run every benchmark in full
 bench-quick: $(VENV)/.dev  ## the same in smoke-test size
 	@$(RUN) benchmarks --quick
 
+# Each peer in an environment of its own: their requirements contradict one another.
+PEERS = celery:celery[redis] dramatiq:dramatiq[redis] rq:rq arq:arq taskiq:taskiq,taskiq-redis streaq:streaq
+
+bench-peers:  ## install the queues we are compared with, each in an environment of its own
+	@set -e; for peer in $(PEERS); do name=$${peer%%:*}; \
+	  test -x .bench-venvs/$$name/bin/python || { echo "installing $$name ..."; $(PYTHON) -m venv .bench-venvs/$$name; \
+	  .bench-venvs/$$name/bin/python -m pip install --quiet --disable-pip-version-check hiredis $$(echo $${peer#*:} | tr , ' '); }; done
+
 clean:  ## remove the virtual environment, caches and build outputs
-	rm -rf $(VENV) build dist bench-results htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	rm -rf $(VENV) .bench-venvs build dist bench-results htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.report import console
 
-ALL = ("engine", "prefix")
+ALL = ("queue", "engine", "prefix")
 
 
 def main() -> None:
