@@ -239,6 +239,8 @@ class InferencePipelineExecutor:
                 raise TimeoutError(f"the engine's step has not ended within {timeout_s} s")
         if self.failure is None:
             self.pipeline.close()
+        else:
+            self.pipeline.engine.close()
 
     def _loop(self, on_outputs: OnOutputs) -> None:
         try:

@@ -61,7 +61,7 @@ class SamplingRules:
         _check_ids("sampling.logit_bias", bias, vocab_size)
         _check_ids("sampling.stop_token_ids", params.stop_token_ids, vocab_size)
         _check_ids("sampling.allowed_token_ids", params.allowed_token_ids or (), vocab_size)
-        late = sorted({*params.stop_token_ids, *eos_token_ids} & set(range(vocab_size)))
+        late = sorted(token for token in {*params.stop_token_ids, *eos_token_ids} if token < vocab_size)
         words = _bad_word_sequences(params.bad_words, tokenizer)
         allowed = sorted(set(params.allowed_token_ids)) if params.allowed_token_ids is not None else None
         if allowed is not None and params.response_format is not None:
@@ -69,10 +69,13 @@ class SamplingRules:
                 "sampling.allowed_token_ids", "cannot be combined with response_format; express both in one grammar"
             )
         banned = {word[0] for word in words if len(word) == 1}
-        candidates = set(range(vocab_size)) if allowed is None else set(allowed)
-        if not candidates - banned:
+
+        def none_left(without: set[int]) -> bool:
+            return len(without) >= vocab_size if allowed is None else without.issuperset(allowed)
+
+        if none_left(banned):
             raise InvalidRequest("sampling.bad_words", "bans every token that could be sampled; remove some words")
-        if params.min_tokens and not candidates - banned - set(late):
+        if params.min_tokens and none_left(banned | set(late)):
             raise InvalidRequest(
                 "sampling.min_tokens",
                 f"is {params.min_tokens}, but only end-of-sequence and stop tokens are allowed; set it to 0",

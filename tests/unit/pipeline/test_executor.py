@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from penstock_core.pipeline import InferencePipelineExecutor, RequestOutput
-from penstock_core.protocol.errors import InvalidRequest, JobFailed
+from penstock_core.protocol.errors import EngineFailed, InvalidRequest, JobFailed
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import ChatMessage, SamplingParams
 from tests.unit.pipeline.fake_engine import FakeEngine, pipeline, request, run_one, tokenizer
@@ -225,6 +225,18 @@ def test_dying_thread_says_so_and_leaves_nobody_waiting(
     assert isinstance(executor.failure, ZeroDivisionError)
     with pytest.raises(RuntimeError, match="not running"):
         executor.submit(request("b"))
+
+
+def test_engine_that_cannot_go_on_ends_the_thread_and_every_request(
+    executor: InferencePipelineExecutor, engine: FakeEngine
+) -> None:
+    sink = Sink()
+    engine.explode = EngineFailed("rank 1 is gone")
+    executor.start(sink)
+    executor.submit(request("a"))
+    executor._thread.join(30)  # type: ignore[union-attr]
+    assert "rank 1 is gone" in sink.wait("a")[0].error
+    assert not executor.is_alive
 
 
 def test_generate_and_the_thread_exclude_each_other(executor: InferencePipelineExecutor) -> None:
