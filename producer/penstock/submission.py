@@ -186,7 +186,7 @@ def affinity_tag(tenant: str, request: GenerationRequest) -> str:
         length = len(ids) * _CHARS_PER_TOKEN
     if length < _AFFINITY_MIN_CHARS:
         return ""
-    return blake2b(beginning.encode(errors="surrogatepass"), digest_size=8, key=tenant.encode()).hexdigest()
+    return blake2b(beginning.encode(), digest_size=8, key=tenant.encode()).hexdigest()
 
 
 def _request(settings: ClientSettings, values: dict[str, Any], overrides: dict[str, Any], at: str) -> GenerationRequest:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from penstock import AsyncClient, AsyncJobHandle, Client, QueueFull
 
+from penstock import AsyncClient, AsyncJobHandle, Client, QueueFull
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import ScriptedWorker
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from penstock import BrokerUnavailable, Client, InvalidConfiguration, JobState
 
+from penstock import BrokerUnavailable, Client, InvalidConfiguration, JobState
 from penstock_core.protocol.connection import connect
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.conftest import FACES, BlockingClient
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def mortal(start_redis: Callable[..., RedisServer]) -> Iterator[RedisServer]:
-    """A server of the test's own, to be killed. Under `everysec` Redis puts off writing while a slow fsync is under way,
-    and a SIGKILL at that moment loses acknowledged writes; what is tested here is the client."""
+    """A server of the test's own, to be killed. Not `everysec`, under which Redis puts off writing while an fsync is
+    under way, and a SIGKILL at that moment loses acknowledged writes: what is tested here is the client."""
     server = start_redis(None, "--appendfsync", "always")
     yield server
     server.stop()

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from penstock import AsyncClient, AsyncJobHandle, Client, JobHandle
 
+from penstock import AsyncClient, AsyncJobHandle, Client, JobHandle
 from penstock_core.protocol.connection import connect
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import BusyWorker

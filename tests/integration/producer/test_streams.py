@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import redis
+
 from penstock import JobCancelled, TokenChunk
 from penstock.client import Client
-
 from penstock_core.protocol.jobs import FinishReason, JobState
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import ScriptedWorker, piece
