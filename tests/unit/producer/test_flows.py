@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from penstock_core.protocol.transitions import NewJob, SubmitOutcome
 
 KEYS = QueueKeys("q")
 SETTINGS = ClientSettings("redis://localhost", "q", patience_s=10, submit_patience_s=2, backstop_s=5)
+STUBBORN = replace(SETTINGS, patience_s=1e6)
 STATUS_FIELDS = 19
 
 
@@ -42,10 +43,11 @@ class World:
     calls: list[str] = field(default_factory=list)
     on_pause: Callable[[], None] = lambda: None
     table: FeedTable = field(default_factory=FeedTable)
+    settings: ClientSettings = SETTINGS
 
     @property
     def around(self) -> flows.Surroundings:
-        return flows.Surroundings(SETTINGS, lambda: self.now)
+        return flows.Surroundings(self.settings, lambda: self.now)
 
     def append(self, event: TokenChunk | JobEnded) -> None:
         data = encode_event(event)
@@ -171,7 +173,7 @@ def test_every_token_and_every_text_comes_once_whatever_is_lost_on_the_way(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("penstock.feed.INBOX_BYTES", inbox_bytes)
         patch.setattr("penstock.flows.PAGE_EVENTS", 3)
-        world = World()
+        world = World(settings=STUBBORN)
         watch = world.watch(push=push)
         todo = iter([*happenings, ("reconnect", 0), ("end", 0)])
         said = 0
@@ -213,7 +215,7 @@ def test_every_token_and_every_text_comes_once_whatever_is_lost_on_the_way(
 
 @given(happenings=HAPPENINGS, push=st.booleans())
 def test_a_result_comes_whatever_is_lost_on_the_way(happenings: list[tuple[str, int]], push: bool) -> None:
-    world = World()
+    world = World(settings=STUBBORN)
     watch = world.watch(chunks=False, push=push)
     todo = iter([*happenings, ("end", 0)])
 
