@@ -78,7 +78,7 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
     drain = Drain()
     drain.install()
     health_file = HealthFile(settings.health_dir, settings.worker_id or "")
-    loading = RoleLoop("loading", lambda: _say_loading(health_file, settings), lambda role: None)
+    loading = RoleLoop("loading", lambda: _say_loading(health_file, settings, drain), lambda role: None)
     loading.start()
     client = bell = None
     try:
@@ -106,7 +106,9 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
                 await connection.aclose()
 
 
-async def _say_loading(health_file: HealthFile, settings: WorkerSettings) -> None:
+async def _say_loading(health_file: HealthFile, settings: WorkerSettings, drain: Drain) -> None:
+    if settings.supervisor_pid not in (None, os.getppid()) and not drain.requested.is_set():
+        drain.request("the supervisor is gone")
     health_file.write(Health(settings.worker_id or "", os.getpid(), "loading", True, 0, time.time()))
     await asyncio.sleep(settings.heartbeat_s)
 

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from penstock.cli.exits import CommandFailed, ExitCode
 
@@ -38,6 +39,20 @@ def bundled_model(name: str = "penstock-story") -> Path | None:
         if (folder / "config.json").is_file():
             return folder
     return None
+
+
+@contextlib.contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the body as Ctrl-C does, so that what it started is ended too."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class WorkerProcess:

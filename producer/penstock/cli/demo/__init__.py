@@ -38,7 +38,7 @@ def demo(
     from penstock.cli.demo.report import record as figures
     from penstock.cli.demo.report import table
     from penstock.cli.demo.show import perform
-    from penstock.cli.processes import worker_command
+    from penstock.cli.processes import ending_on_sigterm, worker_command
     from penstock.cli.screen import console, print_json
     from penstock.cli.terminal import is_terminal
 
@@ -46,7 +46,8 @@ def demo(
     screen = console(stderr=as_json)
     roomy = screen.width >= _LEAST_WIDTH and screen.height >= _LEAST_HEIGHT
     live = is_terminal(sys.stderr if as_json else sys.stdout) and roomy and not plain
-    report = perform(screen, live=live, record=record)
+    with ending_on_sigterm():
+        report = perform(screen, live=live, record=record)
     screen.print(table(report))
     if as_json:
         print_json(figures(report))
