@@ -52,12 +52,31 @@ class RotateCall(ctypes.Structure):
     )
 
 
+class LinearCall(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("w", "bias", "x", "out", "scratch")),
+        *((name, _i64) for name in ("m", "n", "k", "x_stride")),
+        *((name, _i32) for name in ("w_type", "threads")),
+    )
+
+
+class Int8LinearCall(ctypes.Structure):
+    """As in linear_int8.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("w", "w_scale", "bias", "x", "out", "rounded", "x_scale", "x_sum")),
+        *((name, _i64) for name in ("m", "n", "k", "x_stride")),
+        ("threads", _i32),
+    )
+
+
 class Kernels:
     """The functions of one instruction set."""
 
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
-        self.has_vnni = instruction_set == "avx512" and bool(library.penstock_has_vnni())
 
         def bind(name: str, *arguments: Any) -> Callable[..., None]:
             function = getattr(library, f"{name}_{instruction_set}")
@@ -66,6 +85,10 @@ class Kernels:
 
         self.paged_attention = bind("paged_attention", ctypes.POINTER(AttentionCall))
         self.rotate_and_store = bind("rotate_and_store", ctypes.POINTER(RotateCall))
+        self.linear = bind("linear", ctypes.POINTER(LinearCall))
+        self.linear_int8 = None  # needs VNNI
+        if instruction_set == "avx512":
+            self.linear_int8 = bind("linear_int8", ctypes.POINTER(Int8LinearCall))
         self.add_rms_norm = bind("add_rms_norm", _pointer, _pointer, _pointer, _pointer, _i64, _i64, _f32, ctypes.c_int)
         self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)
 

@@ -7,7 +7,7 @@ tokens in the step. Merged projections (q, k and v; gate and up) are one product
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,20 @@ class BuildContext:
     device: torch.device
     dtype: torch.dtype
     quantization: products.Quantization | None
+    deterministic: bool
 
-    def weight(
-        self, shape: tuple[int, ...], on_full: Callable[[Tensor], None], dtype: torch.dtype | None = None
-    ) -> Weight:
-        """A weight on the model's device, of the model's dtype unless told."""
-        return Weight(shape, dtype or self.dtype, self.device, on_full)
+    def weight(self, shape: tuple[int, ...], on_full: Callable[[Tensor], None], dtype: torch.dtype) -> Weight:
+        """A weight on the model's device."""
+        return Weight(shape, dtype, self.device, on_full)
+
+    def linear_weight(self, shape: tuple[int, ...], on_full: Callable[[Tensor], None]) -> Weight:
+        """A weight for `prepare`, in whatever dtype it wants."""
+        dtype = products.stored_dtype(self.dtype, self.device, self.quantization)
+        return Weight(shape, dtype, self.device, on_full)
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> products.Product:
+        """How to multiply by a weight."""
+        return products.prepare(weight, bias, self.dtype, self.quantization, self.deterministic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +77,15 @@ class Linear:
         add_bias: bool = True,
     ) -> None:
         """`columns`: which inputs this rank holds. `add_bias`: false on the ranks that must not add it again."""
-        self._quantization = context.quantization
+        self._prepare = context.prepare
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         self._biased = bias and add_bias
         self._product: products.Product
         columns = columns or slice(0, in_features)
         out_features = sum(map(len, parts))
-        weight = context.weight((out_features, columns.stop - columns.start), self._set_weight)
-        bias_weight = context.weight((out_features,), self._set_bias) if self._biased else None
+        weight = context.linear_weight((out_features, columns.stop - columns.start), self._set_weight)
+        bias_weight = context.weight((out_features,), self._set_bias, context.dtype) if self._biased else None
         start = 0
         for part in parts:
             target = slice(start, start + len(part))
@@ -106,7 +114,7 @@ class Linear:
 
     def _prepare_if_full(self) -> None:
         if self._weight is not None and (self._bias is not None or not self._biased):
-            self._product = products.prepare(self._weight, self._bias, self._quantization)
+            self._product = self._prepare(self._weight, self._bias)
             self._weight = self._bias = None
 
 
@@ -178,7 +186,8 @@ class VocabularyEmbedding:
         # Rounded to the model's dtype as transformers does: Gemma was trained with the rounded factor.
         self._scale = float(torch.tensor(config.embed_scale, dtype=context.dtype))
         self.weight: Tensor
-        weight = context.weight((self._range.stop - self._range.start, config.hidden_size), self._set)
+        self._dtype = context.dtype
+        weight = context.linear_weight((self._range.stop - self._range.start, config.hidden_size), self._set)
         piece = Piece((self._range, WHOLE), weight, (WHOLE,))
         context.plan.expect(f"{module}.weight", (config.vocab_size, config.hidden_size), piece)
 
@@ -188,11 +197,11 @@ class VocabularyEmbedding:
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int64 [T] -> [T, hidden]."""
         if self._group.size == 1:
-            x = F.embedding(token_ids, self.weight)
+            x = F.embedding(token_ids, self.weight).to(self._dtype)
         else:
             local = token_ids - self._range.start
             mine = (local >= 0) & (local < self.weight.shape[0])
-            x = F.embedding(local.where(mine, 0), self.weight) * mine[:, None]
+            x = F.embedding(local.where(mine, 0), self.weight).to(self._dtype) * mine[:, None]
             x = self._group.all_reduce(x)
         return x if self._scale == 1.0 else x * self._scale
 
@@ -206,7 +215,7 @@ class VocabularyHead:
         self._vocab_size = config.vocab_size
         self._share = -(-config.vocab_size // context.group.size)
         self._softcap = config.logit_softcap
-        self._quantization = context.quantization
+        self._prepare = context.prepare
         self._tied = tied_to
         self._linear: Linear | products.Product | None = None
         if tied_to is None:
@@ -218,7 +227,7 @@ class VocabularyHead:
     def finish(self) -> None:
         """Prepare a tied head, once the embedding is loaded."""
         if self._tied is not None:
-            self._linear = products.prepare(self._tied.weight, None, self._quantization)
+            self._linear = self._prepare(self._tied.weight, None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> float32 [R, vocab]."""
@@ -264,8 +273,10 @@ class MixtureOfExperts:
         self._activation: Activation = config.activation
         self._group = context.group
         self._mine = context.group.share(experts.num_experts)
-        self._router: Tensor
-        router = context.weight((experts.num_experts, config.hidden_size), self._set_router)
+        # Never in 8 bits: a changed choice of experts is no rounding error.
+        self._prepare_router = replace(context, quantization=None).prepare
+        self._router: products.Product
+        router = context.weight((experts.num_experts, config.hidden_size), self._set_router, context.dtype)
         block = "block_sparse_moe" if context.plan.has(f"{module}.block_sparse_moe.gate.weight") else "mlp"
         context.plan.expect(
             f"{module}.{block}.gate.weight",
@@ -302,11 +313,11 @@ class MixtureOfExperts:
         return Linear(context, gate_up, hidden), Linear(context, down, size)
 
     def _set_router(self, router: Tensor) -> None:
-        self._router = router
+        self._router = self._prepare_router(router, None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        probabilities = F.linear(x, self._router).float().softmax(-1)
+        probabilities = self._router(x).float().softmax(-1)
         weights, chosen = probabilities.topk(self._top_k, dim=-1)
         if self._renormalize:
             weights = weights / weights.sum(-1, keepdim=True)

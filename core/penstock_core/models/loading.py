@@ -89,7 +89,7 @@ def load_model(
     group.check(config)
     plan = WeightPlan(folder)
     dtype = choose_dtype(dtype, config, device) if isinstance(dtype, str) else dtype
-    context = BuildContext(plan, config, group, device, dtype, quantization)
+    context = BuildContext(plan, config, group, device, dtype, quantization, deterministic)
     decoder = DecoderModel(context, attention_for(device, deterministic=deterministic))
     plan.load(progress)
     decoder.finish_loading()

@@ -28,12 +28,15 @@ WHOLE = slice(None)
 
 
 class Weight:
-    """One parameter of the model, filled piece by piece and handed over when full."""
+    """One parameter of the model, filled piece by piece and handed over when full.
+
+    `dtype` None keeps the checkpoint's own; pieces stored differently meet in float32, which holds them all.
+    """
 
     __slots__ = ("_device", "_dtype", "_missing", "_on_full", "_shape", "_tensor")
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, on_full: Callable[[Tensor], None]
+        self, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device, on_full: Callable[[Tensor], None]
     ) -> None:
         self._shape = shape
         self._dtype = dtype
@@ -43,9 +46,11 @@ class Weight:
         self._tensor: Tensor | None = None
 
     def place(self, index: Index, data: Tensor) -> None:
-        """Copy a piece to its place, converting the dtype; on the last piece give the tensor away."""
+        """Copy a piece to its place, converting its dtype; on the last piece give the tensor away."""
         if self._tensor is None:
-            self._tensor = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+            self._tensor = torch.empty(self._shape, dtype=self._dtype or data.dtype, device=self._device)
+        elif self._dtype is None and data.dtype != self._tensor.dtype:
+            self._tensor = self._tensor.float()
         self._tensor[index].copy_(data)
         self._missing -= data.numel()
         if self._missing == 0:
