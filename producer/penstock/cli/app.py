@@ -20,6 +20,7 @@ ENTRIES = (
     Entry("dead", _JOBS, "Inspect, requeue or purge dead-lettered jobs.", "penstock.cli.dead"),
     Entry("serve", _RUN, "Start a private Redis and workers in one command.", "penstock.cli.serve"),
     Entry("worker", _RUN, "Start one worker: a model on a device, pulling jobs as it has room.", "penstock.cli.worker"),
+    Entry("gateway", _RUN, "Serve the queue over HTTP.", "penstock.cli.gateway"),
     Entry("top", _SEE, "A live view of queues, workers and tokens per second.", "penstock.cli.top"),
     Entry(
         "doctor", _SEE, "Check this machine and the broker; each problem comes with its remedy.", "penstock.cli.doctor"

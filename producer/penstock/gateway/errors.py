@@ -1,0 +1,76 @@
+"""From an exception to an HTTP answer: one status per kind of error, one body for all."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from penstock.gateway.auth import Unauthorized
+from penstock.gateway.handler import error_body
+from penstock.gateway.models import ErrorBody
+from penstock_core.protocol.errors import (
+    BrokerUnavailable,
+    InvalidRequest,
+    JobCancelled,
+    JobError,
+    JobExpired,
+    JobNotFound,
+    PenstockError,
+    QueueFull,
+    ResultTimeout,
+)
+
+_STATUS: tuple[tuple[type[PenstockError], int], ...] = (
+    (InvalidRequest, 422),
+    (Unauthorized, 401),
+    (JobNotFound, 404),
+    (QueueFull, 429),
+    (JobCancelled, 409),
+    (JobExpired, 504),
+    (ResultTimeout, 504),
+    (BrokerUnavailable, 503),
+)
+
+
+def status_of(error: PenstockError) -> int:
+    """The HTTP status that says what kind of error this is."""
+    if isinstance(error, JobError) and error.code == "invalid_request":
+        return 422
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this house with an `ErrorBody`."""
+
+    @app.exception_handler(PenstockError)
+    async def on_penstock_error(request: Request, error: PenstockError) -> JSONResponse:
+        headers = {}
+        if isinstance(error, QueueFull):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        return _answer(status_of(error), error_body(error), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown option; remove it or check its spelling"
+        field = ".".join(place) or "request"
+        return _answer(422, ErrorBody(code="invalid_request", message=f"{field}: {message}", field=field))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        body = ErrorBody(code=codes.get(error.status_code, "http_error"), message=str(error.detail))
+        return _answer(error.status_code, body, dict(error.headers or {}))
+
+
+def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": body.model_dump(exclude_none=True)}, status, headers)

@@ -1,0 +1,214 @@
+"""The native routes over real HTTP: answers, streams that resume, isolation, and refusals that name the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.gateway.conftest import Gateway
+
+pytestmark = pytest.mark.integration
+
+STORY = {"prompt": "The miller found", "max_tokens": 24, "seed": 5, "temperature": 0.7, "ignore_eos": True}
+
+
+def events(response: httpx.Response) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """The server-sent events of a response: (event, id, data)."""
+    kind, event_id, data = "message", None, ""
+    for line in response.iter_lines():
+        if line.startswith("event: "):
+            kind = line[7:]
+        elif line.startswith("id: "):
+            event_id = line[4:]
+        elif line.startswith("data: "):
+            data = line[6:]
+        elif not line and data:
+            yield kind, event_id, json.loads(data)
+            kind, event_id, data = "message", None, ""
+
+
+def test_generate_answers_with_text_tokens_and_rates(http: httpx.Client) -> None:
+    answer = http.post("/v1/generate", json=STORY)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert len(body["token_ids"]) == body["generated_tokens"] == 24
+    assert body["text"]
+    assert body["finish_reason"] == "length"
+    assert body["prompt_tokens"] > 0
+    assert body["latency_ms"] > 0
+    assert body["throughput_tokens_per_sec"] == pytest.approx(24 / (body["latency_ms"] / 1e3), rel=1e-6)
+    again = http.post("/v1/generate", json=STORY).json()
+    assert again["token_ids"] == body["token_ids"], "same seed, same tokens"
+
+
+def test_generate_returns_every_choice(http: httpx.Client) -> None:
+    body = http.post("/v1/generate", json={**STORY, "n": 3}).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert len({choice["text"] for choice in body["choices"]}) > 1
+    assert body["generated_tokens"] == 72
+
+
+def test_batch_keeps_order_and_isolates_failures(http: httpx.Client) -> None:
+    requests = [{**STORY, "seed": 1}, {"prompt_token_ids": [999_999], "max_tokens": 4}, {**STORY, "seed": 2}]
+    answer = http.post("/v1/batch", json={"requests": requests})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    first, broken, last = body["responses"]
+    assert first["response"]["generated_tokens"] == last["response"]["generated_tokens"] == 24
+    assert first["response"]["token_ids"] != last["response"]["token_ids"]
+    assert broken["response"] is None
+    assert broken["error"]["code"] == "invalid_request"
+    assert body["total_latency_ms"] > 0
+    assert body["batch_throughput_tokens_per_sec"] > 0
+
+
+def test_job_is_accepted_followed_and_read(http: httpx.Client) -> None:
+    accepted = http.post("/v1/jobs", json=STORY)
+    assert accepted.status_code == 202
+    job = accepted.json()
+    assert accepted.headers["Location"] == job["status_url"]
+    with http.stream("GET", job["stream_url"]) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        seen = list(events(response))
+    tokens = [data for kind, _, data in seen if kind == "tokens"]
+    assert [kind for kind, _, _ in seen][-1] == "end"
+    assert sum(len(data["token_ids"]) for data in tokens) == 24
+    view = http.get(job["status_url"]).json()
+    assert view["state"] == "completed"
+    assert view["result"]["choices"][0]["text"] == "".join(data["text"] for data in tokens)
+
+
+def test_stream_resumes_exactly_after_the_gateway_was_killed(http: httpx.Client, gateway: Gateway) -> None:
+    """`Last-Event-ID` is a position in the log, so a new gateway goes on where the killed one ended."""
+    job = http.post("/v1/jobs", json={**STORY, "max_tokens": 400}).json()
+    tokens: list[int] = []
+    last = None
+    with http.stream("GET", job["stream_url"]) as response:
+        for _, event_id, data in events(response):
+            tokens += data["token_ids"]
+            last = event_id
+            if len(tokens) >= 20:
+                break
+    gateway.kill()
+    gateway.start()
+    with http.stream("GET", job["stream_url"], headers={"Last-Event-ID": str(last)}) as response:
+        for kind, _, data in events(response):
+            if kind == "tokens":
+                assert data["offset"] == len(tokens)
+                tokens += data["token_ids"]
+    whole = http.get(job["status_url"]).json()["result"]["choices"][0]["token_ids"]
+    assert tokens == whole
+
+
+def test_several_choices_resume_each_at_its_own_place(http: httpx.Client) -> None:
+    job = http.post("/v1/jobs", json={**STORY, "n": 2}).json()
+    with http.stream("GET", job["stream_url"]) as response:
+        whole = [(event_id, data) for kind, event_id, data in events(response) if kind == "tokens"]
+    cut = len(whole) // 2
+    with http.stream("GET", job["stream_url"], headers={"Last-Event-ID": str(whole[cut][0])}) as response:
+        rest = [data for kind, _, data in events(response) if kind == "tokens"]
+    for index in (0, 1):
+        expected = [token for _, data in whole if data["index"] == index for token in data["token_ids"]]
+        before = [token for _, data in whole[: cut + 1] if data["index"] == index for token in data["token_ids"]]
+        after = [token for data in rest if data["index"] == index for token in data["token_ids"]]
+        assert before + after == expected
+
+
+def test_idempotency_key_returns_the_same_job(http: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "order-77"}
+    first = http.post("/v1/jobs", json=STORY, headers=headers).json()
+    assert http.post("/v1/jobs", json=STORY, headers=headers).json()["id"] == first["id"]
+
+
+def test_cancel_ends_a_running_job(http: httpx.Client) -> None:
+    job = http.post("/v1/jobs", json={**STORY, "max_tokens": 900}).json()
+    with http.stream("GET", job["stream_url"]) as response:
+        stream = events(response)
+        next(stream)
+        assert http.delete(job["status_url"]).json()["outcome"] in ("cancelling", "cancelled")
+        kind, _, data = list(stream)[-1]
+    assert kind == "end"
+    assert data["state"] == "cancelled"
+
+
+def test_a_client_that_hangs_up_cancels_its_request(http: httpx.Client) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(
+            "/v1/generate", json={**STORY, "max_tokens": 900, "n": 16, "metadata": {"who": "hung-up"}}, timeout=0.5
+        )
+    for _ in range(200):
+        counters = http.get("/v1/metrics").json()["counters"]
+        running = http.get("/v1/metrics").json()["running"]
+        if not running:
+            break
+    assert running == 0
+    assert counters["cancelled"] >= 1
+
+
+def test_another_tenants_job_does_not_exist(http: httpx.Client, stranger: httpx.Client) -> None:
+    job = http.post("/v1/jobs", json=STORY).json()
+    missing = stranger.get("/v1/jobs/0123456789abcdef0123456789abcdef")
+    for answer in (
+        stranger.get(job["status_url"]),
+        stranger.get(job["stream_url"]),
+        stranger.delete(job["status_url"]),
+    ):
+        assert answer.status_code == missing.status_code == 404
+        assert answer.json()["error"]["code"] == missing.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("header", [None, "Bearer nobody-has-this-key", "Basic abc", "Bearer"])
+def test_without_a_known_key_nothing_is_answered(gateway: Gateway, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    answer = httpx.post(f"{gateway.url}/v1/generate", json=STORY, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temprature": 1}, "temprature"),
+        ({"priority": 12}, "priority"),
+        ({"prompt": None}, "request"),
+        ({"max_tokens": 5, "min_tokens": 9}, "request"),
+        ({"stop": [""]}, "stop.0"),
+    ],
+)
+def test_bad_requests_are_refused_naming_the_field(http: httpx.Client, change: dict[str, Any], field: str) -> None:
+    answer = http.post("/v1/generate", json={**STORY, **change})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["code"] == "invalid_request"
+    assert answer.json()["error"]["field"] == field
+
+
+def test_too_large_a_body_is_refused_unread(http: httpx.Client) -> None:
+    answer = http.post("/v1/generate", json={"prompt": "x" * 70_000})
+    assert answer.status_code == 413
+    assert "65536" in answer.json()["error"]["message"]
+
+
+def test_prompt_the_model_cannot_hold_is_refused_by_the_worker(http: httpx.Client) -> None:
+    answer = http.post("/v1/generate", json={"prompt_token_ids": [5] * 5000, "max_tokens": 4})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["code"] == "invalid_request"
+
+
+def test_health_and_metrics_tell_the_condition(http: httpx.Client) -> None:
+    health = http.get("/v1/health")
+    assert health.status_code == 200
+    assert health.json()["status"] == "ok"
+    assert health.json()["workers"] == 1
+    metrics = http.get("/v1/metrics").json()
+    assert metrics["counters"]["submitted"] >= 1
+    assert metrics["workers"][0]["model"] == "penstock-story"
+
+
+def test_openapi_describes_every_route(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/generate", "/v1/batch", "/v1/jobs", "/v1/jobs/{job_id}", "/v1/health", "/v1/metrics"} <= set(paths)
