@@ -6,13 +6,12 @@ which rows are wanted is in the batch. With several ranks this is rank 0: it tel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from penstock_core.attention import AttentionBatch, LayerPages
@@ -171,21 +170,10 @@ class DistributedInferenceEngine:
         ):
             if moves:
                 move_pages(sources, destinations, moves)
-        inputs = AttentionBatch(
-            token_ids=self._tensor(batch.token_ids),
-            positions=self._tensor(batch.positions),
-            slot_mapping=self._tensor(batch.slot_mapping),
-            query_start=self._tensor(batch.query_start),
-            seq_lens=self._tensor(batch.seq_lens),
-            block_table=self._tensor(batch.block_table),
-            max_query_len=batch.max_query_len,
-            max_seq_len=batch.max_seq_len,
-            page_size=self.page_size,
-        )
+        inputs, logit_rows = on_device(batch, self.page_size, self.device)
         hidden = self.model.forward(inputs, self.layers)
-        if len(batch.logit_rows) == len(hidden):
-            return StepOutput(hidden, self.model.logits(hidden))
-        return StepOutput(hidden, self.model.logits(hidden.index_select(0, self._tensor(batch.logit_rows))))
+        sampled = hidden if len(logit_rows) == len(hidden) else hidden.index_select(0, logit_rows)
+        return StepOutput(hidden, self.model.logits(sampled))
 
     def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Logits of the step's rows `first` to `last`, some at a time: (first row of the part, [n, vocab])."""
@@ -223,10 +211,6 @@ class DistributedInferenceEngine:
             reason = followers.fallen() or f"{type(error).__name__}: {error}"
             raise EngineFailed(f"the tensor-parallel group is broken: {reason}") from error
 
-    def _tensor(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
-
     def _choose_length(self, wanted: int | None, page: PageConfig) -> int:
         """`wanted`, or the model's own limit; shorter where an explicit pool is smaller than that."""
         longest = self.config.max_position
@@ -237,6 +221,42 @@ class DistributedInferenceEngine:
                 "max_model_len", f"{wanted} is above the {longest} positions that {self.config.architecture} has here"
             )
         return wanted
+
+
+def on_device(batch: TokenBatch, page_size: int, device: torch.device) -> tuple[AttentionBatch, torch.Tensor]:
+    """A step's inputs as tensors, and the rows [R] whose logits are wanted.
+
+    On the CPU the tensors share the batch's arrays. Elsewhere everything travels in one copy, from pinned memory that
+    PyTorch does not reuse before the copy is done.
+    """
+    parts = (
+        batch.token_ids,
+        batch.positions,
+        batch.slot_mapping,
+        batch.logit_rows,
+        batch.query_start,
+        batch.seq_lens,
+        batch.block_table.reshape(-1),
+    )
+    tensors: Sequence[torch.Tensor]
+    if device.type == "cpu":
+        tensors = [torch.from_numpy(part) for part in parts]
+    else:
+        flat = torch.from_numpy(np.concatenate(parts)).pin_memory().to(device, non_blocking=True)
+        tensors = torch.split(flat, [len(part) for part in parts])
+    token_ids, positions, slot_mapping, logit_rows, query_start, seq_lens, block_table = tensors
+    inputs = AttentionBatch(
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        query_start=query_start.to(torch.int32),
+        seq_lens=seq_lens.to(torch.int32),
+        block_table=block_table.to(torch.int32).view(batch.block_table.shape),
+        max_query_len=batch.max_query_len,
+        max_seq_len=batch.max_seq_len,
+        page_size=page_size,
+    )
+    return inputs, logit_rows
 
 
 def choose_device(name: str) -> torch.device:

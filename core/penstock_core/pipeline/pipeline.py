@@ -189,6 +189,8 @@ class UnifiedInferencePipeline:
         An error of the model or the sampler fails the requests of the step, with its message, and no others.
         """
         started = self.clock()
+        if not self.batcher.running and self.cache.num_available != self.cache.num_pages:
+            self.cache.check(idle=True)  # raises: a page that leaked would never come back
         for sequence in self.batcher.expire(started):
             self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
         if self._speculator is not None:

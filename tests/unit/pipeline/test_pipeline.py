@@ -267,6 +267,15 @@ def test_logits_that_are_not_finite_are_an_error_not_a_token() -> None:
     assert "not finite" in (result.error or "")
 
 
+def test_leaked_page_is_noticed_before_the_next_step() -> None:
+    pipe = pipeline()
+    run_one(request("a"), pipe)
+    pipe.cache.allocate(1)
+    pipe.add_request(request("b"))
+    with pytest.raises(RuntimeError, match="1 pages are held although no sequence runs"):
+        pipe.step()
+
+
 def test_interrupt_leaves_a_pipeline_that_goes_on() -> None:
     engine = FakeEngine()
     pipe = pipeline(engine)
