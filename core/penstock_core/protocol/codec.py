@@ -36,6 +36,7 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 _MAX_ELEMENTS = 4 * 1024 * 1024
 
 _CHUNK, _ENDED = 0, 1
+_TEXT, _INTEGER = frozenset({str}), frozenset({int})
 _pack: Callable[[Any], bytes] = msgpack.packb
 
 
@@ -253,13 +254,13 @@ def _string(value: Any) -> str:
 
 
 def _strings(values: Any) -> tuple[str, ...]:
-    if type(values) is not tuple or any(type(value) is not str for value in values):
+    if type(values) is not tuple or not _TEXT.issuperset(map(type, values)):
         raise ValueError(f"strings are expected, got {_shown(values)}")
     return values
 
 
 def _token_ids(values: Any) -> tuple[int, ...]:
-    if type(values) is not tuple or any(type(value) is not int for value in values):
+    if type(values) is not tuple or not _INTEGER.issuperset(map(type, values)):
         raise ValueError(f"token ids are expected, got {_shown(values)}")
     return values
 
