@@ -1,4 +1,4 @@
-"""With `deterministic`, log-probabilities are equal bit for bit however a request was computed; without, they are not."""
+"""With `deterministic`, log-probabilities are equal bit for bit however a request was computed; without, not so."""
 
 from __future__ import annotations
 

@@ -413,6 +413,25 @@ def test_close_gives_every_page_back() -> None:
     assert not pipe.has_work
 
 
+@pytest.mark.parametrize("beyond", [[], [5], [EOS], [EOS, 5], [300, 301]])
+def test_drafts_beyond_the_end_of_a_grammar_change_nothing(beyond: list[int]) -> None:
+    options: dict[str, Any] = {"response_format": ResponseFormat(choice=("yes indeed", "no")), "temperature": 1.0}
+    plain = run_one(request("x", **options)).choices
+    right = list(plain[0].token_ids)
+    for start in range(len(right)):
+        pipe = pipeline()
+        pipe.add_request(request("x", **options))
+        collected = Collected(pipe)
+        while pipe.has_work:
+            for sequence in pipe.batcher.running:
+                done = len(sequence.output_ids)
+                if done == start:
+                    sequence.propose(right[done:] + beyond)
+            collected.step()
+        assert collected.results["x"].choices == plain
+        assert collected.results["x"].error is None
+
+
 def test_failing_draft_model_costs_speed_and_no_request() -> None:
     class Broken:
         def propose(self, running: Any, waiting_tokens: int) -> None:
