@@ -84,6 +84,7 @@ class Group(typer.core.TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command line; every failure becomes one line on stderr and an exit code."""
         kwargs["standalone_mode"] = False
+        kwargs["color"] = coloured(sys.stdout)
         try:
             outcome = super().main(*args, **kwargs)
         except typer.Abort:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.text import Text
 from rich.theme import Theme
 
+from penstock.cli.terminal import is_terminal
+
 THEME = Theme(
     {
         "brand": "bold #5fafff",
@@ -53,7 +55,11 @@ STATE_MARKS = {
 
 def console(*, stderr: bool = False, record: bool = False, width: int | None = None) -> Console:
     """A console of the house's look on stdout or stderr."""
-    return Console(stderr=stderr, theme=THEME, highlight=False, record=record, width=width)
+    watched = is_terminal(sys.stderr if stderr else sys.stdout)
+    return Console(
+        stderr=stderr, theme=THEME, highlight=False, record=record, width=width,
+        force_interactive=None if watched else False,  # FORCE_COLOR into a file asks for colours, not for animation
+    )  # fmt: skip
 
 
 def print_json(value: Any) -> None:
