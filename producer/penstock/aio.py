@@ -21,7 +21,7 @@ from penstock.effects import Command, Confirm, Effect, Emit, Flow, Pause, Run, R
 from penstock.listing import list_jobs
 from penstock.settings import ClientSettings, Mode, resolve_queue, resolve_url
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
-from penstock.tickets import Ticket, tickets_of, watching
+from penstock.tickets import Ticket, known_result, tickets_of, watching
 from penstock_core.protocol.connection import broker_errors, connect_async
 from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
@@ -71,6 +71,9 @@ class AsyncJobHandle:
 
     async def result(self, timeout: float | None = None) -> JobResult:  # noqa: ASYNC109 - what it says is part of it
         """As `JobHandle.result`."""
+        known = known_result(self._ticket)
+        if known is not None:
+            return known
         client = self._client
         with watching(client._reader(), client._keys, self._ticket, chunks=False) as watch:
             return await client._drive(flows.result(client._around, watch, timeout))

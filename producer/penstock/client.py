@@ -21,7 +21,7 @@ from penstock.listing import list_jobs
 from penstock.reader import Reader, WaitingInbox, release_reader, shared_reader
 from penstock.settings import ClientSettings, Mode, resolve_queue, resolve_url
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
-from penstock.tickets import Ticket, tickets_of, watching
+from penstock.tickets import Ticket, known_result, tickets_of, watching
 from penstock_core.protocol.connection import broker_errors, connect
 from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
@@ -75,6 +75,9 @@ class JobHandle:
             JobNotFound: there is no such job, or no longer.
             BrokerUnavailable: Redis cannot be reached for the length of `timeout`, or of the client's patience.
         """
+        known = known_result(self._ticket)
+        if known is not None:
+            return known
         client = self._client
         with watching(client._reader(), client._keys, self._ticket, chunks=False) as watch:
             return client._drive(flows.result(client._around, watch, timeout))

@@ -20,7 +20,7 @@ from penstock.settings import ClientSettings
 from penstock.vigil import Outage, Vigil, not_found
 from penstock_core.protocol import transitions
 from penstock_core.protocol.codec import decode_event
-from penstock_core.protocol.errors import BrokerUnavailable, InvalidRequest, JobNotFound
+from penstock_core.protocol.errors import BrokerUnavailable, InvalidRequest, JobNotFound, UndecodableRecord
 from penstock_core.protocol.events import JobEnded
 from penstock_core.protocol.jobs import JobResult, JobState
 from penstock_core.protocol.keys import QueueKeys
@@ -196,13 +196,13 @@ def result(around: Surroundings, watch: Watch, timeout_s: float | None) -> Flow[
     look = feed is None or not feed.pristine
     while True:
         if feed is not None and feed.ended is not None:
-            return _ended(watch, decode_event(feed.ended))
+            return settle(watch.job_id, feed, feed.ended)
         if look:
             end = yield from vigil.ask(read_end(watch.keys, watch.job_id))
             if end is None:
                 raise not_found(watch.keys, watch.job_id)
             if end.state.is_terminal and end.event:
-                return _ended(watch, decode_event(end.event))
+                return settle(watch.job_id, feed, end.event)
         look = yield from vigil.rest()
         if watch.inbox is not None:
             # An event in the inbox is the end: feed.ended has it, or it is too large to keep and Redis has it.
@@ -211,11 +211,14 @@ def result(around: Surroundings, watch: Watch, timeout_s: float | None) -> Flow[
             look = watch.inbox.take_lost() or look
 
 
-def _ended(watch: Watch, event: object) -> JobResult:
-    assert isinstance(event, JobEnded)
-    if event.state is JobState.DEAD and watch.feed is not None:
-        watch.feed.ended = None  # an operator may requeue it
-    return result_of(watch.job_id, event)
+def settle(job_id: str, feed: Feed | None, data: bytes) -> JobResult:
+    """The result in an encoded terminal event; raises the errors of `result_of`."""
+    ended = decode_event(data)
+    if not isinstance(ended, JobEnded):
+        raise UndecodableRecord(f"job {job_id}: its terminal record is a {type(ended).__name__}")
+    if ended.state is JobState.DEAD and feed is not None:
+        feed.ended = None  # an operator may requeue it
+    return result_of(job_id, ended)
 
 
 def stream(around: Surroundings, watch: Watch, cursor: TokenCursor, timeout_s: float | None) -> Flow[None]:
@@ -233,7 +236,7 @@ def stream(around: Surroundings, watch: Watch, cursor: TokenCursor, timeout_s: f
         if look:
             ended, after = yield from _emit_log(watch, vigil, cursor, after)
             if ended is not None:
-                _ended(watch, ended)
+                settle(watch.job_id, feed, ended)
                 return
             look = False
         while inbox is not None and not look and (data := inbox.take()) is not None:
@@ -241,7 +244,7 @@ def stream(around: Surroundings, watch: Watch, cursor: TokenCursor, timeout_s: f
             if isinstance(event, JobEnded):
                 look = event.result is not None and cursor.lacks_of(event.result)
                 if not look:
-                    _ended(watch, event)
+                    settle(watch.job_id, feed, data)
                     return
             elif cursor.lacks_before(event) or cursor.is_ambiguous(event):
                 look = True
@@ -254,7 +257,7 @@ def stream(around: Surroundings, watch: Watch, cursor: TokenCursor, timeout_s: f
             look = yield from vigil.rest()
 
 
-def _emit_log(watch: Watch, vigil: Vigil, cursor: TokenCursor, after: str) -> Flow[tuple[JobEnded | None, str]]:
+def _emit_log(watch: Watch, vigil: Vigil, cursor: TokenCursor, after: str) -> Flow[tuple[bytes | None, str]]:
     """Emit what the log has after entry `after`; returns the terminal event, if it has come, and the last entry."""
     while True:
         page = yield from vigil.ask(read_events(watch.keys, watch.job_id, after=after, limit=PAGE_EVENTS))
@@ -263,7 +266,7 @@ def _emit_log(watch: Watch, vigil: Vigil, cursor: TokenCursor, after: str) -> Fl
         for data in page.events:
             event = decode_event(data)
             if isinstance(event, JobEnded):
-                return event, page.last_id
+                return data, page.last_id
             if cursor.lacks_before(event):
                 raise JobNotFound(
                     f"job {watch.job_id}: its token log begins at offset {event.offset} of choice {event.index}; "

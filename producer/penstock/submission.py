@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from struct import pack
 from typing import Any, Literal, TypedDict
 
 from pydantic import ValidationError
@@ -20,7 +21,6 @@ from penstock.settings import ClientSettings
 from penstock_core.protocol.codec import encode_request
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.requests import (
-    MAX_SEED,
     ChatMessage,
     GenerationRequest,
     JobOptions,
@@ -130,7 +130,7 @@ def prepare(settings: ClientSettings, given: Mapping[str, Any], *, at: str = "")
         request = _request(settings, request_values, sampling_values, at)
     except ValidationError as error:
         raise invalid_request(error, at) from None
-    return new_job(request, options)
+    return _new_job(request, options)
 
 
 def prepare_many(settings: ClientSettings, items: Sequence[str | Mapping[str, Any]]) -> list[NewJob]:
@@ -147,12 +147,7 @@ def prepare_many(settings: ClientSettings, items: Sequence[str | Mapping[str, An
     return jobs
 
 
-def new_job(request: GenerationRequest, options: JobOptions) -> NewJob:
-    """A job with a fresh id from a validated request; sets the seed where there is none."""
-    if request.sampling.seed is None:
-        # Without a seed a resumed attempt could not go on with the same noise, and nobody could repeat the job.
-        seeded = request.sampling.model_copy(update={"seed": random.getrandbits(63) & MAX_SEED})
-        request = request.model_copy(update={"sampling": seeded})
+def _new_job(request: GenerationRequest, options: JobOptions) -> NewJob:
     return NewJob(
         job_id=new_job_id(),
         request=encode_request(request),
@@ -175,18 +170,18 @@ def affinity_tag(tenant: str, request: GenerationRequest) -> str:
     tag, because prefix caches are not shared between tenants.
     """
     if request.prompt is not None:
-        beginning = request.prompt[:_AFFINITY_MAX_CHARS]
+        beginning = request.prompt[:_AFFINITY_MAX_CHARS].encode()
         length = len(beginning)
     elif request.messages is not None:
-        beginning = request.messages[0].content[:_AFFINITY_MAX_CHARS]
+        beginning = request.messages[0].content[:_AFFINITY_MAX_CHARS].encode()
         length = len(beginning)
     else:
         ids = (request.prompt_token_ids or ())[: _AFFINITY_MAX_CHARS // _CHARS_PER_TOKEN]
-        beginning = ",".join(map(str, ids))
         length = len(ids) * _CHARS_PER_TOKEN
+        beginning = pack(f"<{len(ids)}I", *ids)
     if length < _AFFINITY_MIN_CHARS:
         return ""
-    return blake2b(beginning.encode(), digest_size=8, key=tenant.encode()).hexdigest()
+    return blake2b(beginning, digest_size=8, key=tenant.encode()).hexdigest()
 
 
 def _request(settings: ClientSettings, values: dict[str, Any], overrides: dict[str, Any], at: str) -> GenerationRequest:
@@ -196,24 +191,27 @@ def _request(settings: ClientSettings, values: dict[str, Any], overrides: dict[s
             raise InvalidRequest(f"{at}request", f"expected a GenerationRequest, got {type(base).__name__}")
         if values:
             raise InvalidRequest(f"{at}{min(values)}", "given together with request, which has it already; give one")
-        if not overrides:
+        if not overrides and base.sampling.seed is not None:
             return base
         values = {name: getattr(base, name) for name in base.model_fields_set}
-    values.setdefault("model", settings.model)
-    if overrides:
-        values["sampling"] = _sampling(values.get("sampling"), overrides, at)
+    if settings.model is not None:
+        values.setdefault("model", settings.model)
+    values["sampling"] = _sampling(values.get("sampling"), overrides, at)
     return GenerationRequest.model_validate(values)
 
 
 def _sampling(base: Any, overrides: dict[str, Any], at: str) -> SamplingParams:
-    if isinstance(overrides.get("stop"), str):
-        overrides["stop"] = (overrides["stop"],)
     if isinstance(base, SamplingParams):
         overrides = {name: getattr(base, name) for name in base.model_fields_set} | overrides
     elif isinstance(base, Mapping):
         overrides = {**base, **overrides}
     elif base is not None:
         raise InvalidRequest(f"{at}sampling", f"expected SamplingParams or a mapping, got {type(base).__name__}")
+    if isinstance(overrides.get("stop"), str):
+        overrides["stop"] = (overrides["stop"],)
+    if overrides.get("seed") is None:
+        # Without a seed a resumed attempt could not go on with the same noise, and nobody could repeat the job.
+        overrides["seed"] = random.getrandbits(63)
     try:
         return SamplingParams.model_validate(overrides)
     except ValidationError as error:

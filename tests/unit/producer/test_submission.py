@@ -84,6 +84,7 @@ def test_a_ready_request_is_taken_as_it_is() -> None:
 
 def test_a_stop_string_alone_is_one_stop_string() -> None:
     assert request_of(prompt="x", stop="end").sampling.stop == ("end",)
+    assert request_of(prompt="x", sampling={"stop": "end"}).sampling.stop == ("end",)
     assert request_of(prompt="x", stop=["a", "b"]).sampling.stop == ("a", "b")
 
 
