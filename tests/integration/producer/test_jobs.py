@@ -269,7 +269,6 @@ def test_fsync_is_refused_where_it_cannot_be_promised_and_kept_where_it_can(
 def test_a_closed_client_says_that_it_is_closed(connect_sdk: Any) -> None:
     sdk = connect_sdk()
     job = sdk.submit("story")
-    job.cancel()
     sdk.close()
     for ask in (job.status, lambda: job.result(1), lambda: sdk.submit("x"), lambda: next(job.stream())):
         with pytest.raises(ConnectionError, match="closed"):
