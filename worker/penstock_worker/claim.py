@@ -61,7 +61,7 @@ class Claimer:
         self._clock = clock
         self._wake = asyncio.Event()
         self._wake.set()
-        self._sleep_s = _LONGEST_SLEEP_S
+        self.sleep_s = _LONGEST_SLEEP_S
         self._jobs_wait = True  # as far as we know
         self._reply_lost = False
         self._preparing: set[asyncio.Task[None]] = set()
@@ -102,7 +102,7 @@ class Claimer:
         free_sequences = capacity.free_sequences - len(self._preparing)
         if free_sequences < 1:
             self._jobs_wait = True
-            self._sleep_s = _LONGEST_SLEEP_S
+            self.sleep_s = _LONGEST_SLEEP_S
             return
         self._reply_lost = True
         outcome = await self._broker.run(
@@ -118,14 +118,14 @@ class Claimer:
         )
         self._reply_lost = False
         self._jobs_wait = outcome.waiting > 0
-        self._sleep_s = self._until_due(outcome)
+        self.sleep_s = self._until_due(outcome)
         claimed_at = self._clock()
         for claimed in outcome.jobs:
             self._take(claimed, claimed_at)
 
     async def _iterate(self) -> None:
         try:
-            async with asyncio.timeout(self._sleep_s):
+            async with asyncio.timeout(self.sleep_s):
                 await self._wake.wait()
         except TimeoutError:
             pass

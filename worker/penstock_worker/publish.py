@@ -124,6 +124,7 @@ class Publisher:
         """
         async with self._flushing:
             self.collect()
+            self._wake.clear()
             batch = self._outbox.take()
             if batch:
                 self._last_flush = self._clock()

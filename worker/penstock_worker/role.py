@@ -16,6 +16,8 @@ from penstock_core.protocol.errors import BrokerUnavailable
 
 _logger = logging.getLogger(__name__)
 
+_CANCEL_AGAIN_S = 0.5
+
 
 @dataclass(slots=True)
 class Backoff:
@@ -51,11 +53,14 @@ class RoleLoop:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"penstock-{self.name}")
 
     async def shutdown(self) -> None:
-        """Stop at the next await, and return when it has stopped."""
+        """Stop at the next await, and return when it has stopped.
+
+        A client library that is interrupted in the middle of a reply may swallow the cancellation: it is repeated.
+        """
         task, self._task = self._task, None
-        if task is not None:
+        while task is not None and not task.done():
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
 
     async def _run(self) -> None:
         backoff = Backoff()
