@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from penstock import flows
 from penstock.aio_reader import AsyncReader, AwaitedInbox, release_reader, shared_reader
@@ -264,6 +266,8 @@ class AsyncClient:
                         wait = ("WAITAOF", 1, 0, timeout_ms)
                         answers = await run_many_async(connection, calls)
                         return answers, (await connection.execute_command(*wait))[0]  # type: ignore[no-untyped-call]
+                case Command() if isinstance(broker, RedisCluster):
+                    raise ResponseError("in a cluster no connection speaks for the whole of it")
                 case Command(words):
                     return await broker.execute_command(*words)  # type: ignore[no-untyped-call]
                 case Confirm(channel):

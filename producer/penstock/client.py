@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import redis
+from redis.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from penstock import flows
 from penstock.cursor import TokenCursor
@@ -285,6 +287,8 @@ class Client:
                     with self._broker.client() as connection:  # type: ignore[no-untyped-call]
                         answers = run_many(connection, calls)
                         return answers, connection.execute_command("WAITAOF", 1, 0, timeout_ms)[0]
+                case Command() if isinstance(self._broker, RedisCluster):
+                    raise ResponseError("in a cluster no connection speaks for the whole of it")
                 case Command(words):
                     return self._broker.execute_command(*words)  # type: ignore[no-untyped-call]
                 case Confirm(channel):
