@@ -154,7 +154,11 @@ async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
     """The served name and the engine; raises `Stop` where the model cannot be had."""
 
     def work() -> tuple[str, Engine]:
-        config = pipeline_config(settings, resolve(settings.model))
+        checkpoint = resolve(settings.model)
+        try:
+            config = pipeline_config(settings, checkpoint)
+        except InvalidConfiguration as error:
+            raise Stop(ExitCode.USAGE, str(error)) from error
         started = time.monotonic()
         engine = load(config)
         _logger.info("model loaded", extra={"model": config.name, "seconds": round(time.monotonic() - started, 2)})

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from penstock_core.cache import PageConfig
+from penstock_core.distributed import DistributedConfig
 from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig, UnifiedInferencePipeline
+from penstock_core.protocol.errors import InvalidConfiguration
+from penstock_core.speculative import SpeculationConfig
 from penstock_worker.engine import Engine
-from penstock_worker.models import Checkpoint
+from penstock_worker.models import Checkpoint, resolve
 from penstock_worker.settings import WorkerSettings
 
 T = TypeVar("T")
@@ -26,6 +29,14 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
     page = PageConfig(kv_dtype=settings.kv_dtype)
     if settings.kv_cache_tokens is not None:
         page = PageConfig(kv_dtype=settings.kv_dtype, num_pages=-(-settings.kv_cache_tokens // page.page_size))
+    speculation = None
+    if settings.speculation != "off":
+        draft_model = None if settings.draft_model is None else resolve(settings.draft_model, "--draft-model").path
+        speculation = SpeculationConfig(
+            proposer=settings.speculation, draft_model=draft_model, max_depth=settings.draft_tokens
+        )
+    elif settings.draft_model is not None:
+        raise InvalidConfiguration("--draft-model", "drafts nothing while --speculation is off; set it to auto")
     return PipelineConfig(
         model=checkpoint.path,
         served_name=settings.served_name or checkpoint.served_name,
@@ -37,7 +48,10 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         max_batch_tokens=settings.max_batch_tokens,
         page=page,
         prefix_cache=settings.prefix_cache,
+        speculation=speculation,
+        distributed=DistributedConfig(tensor_parallel=settings.tensor_parallel),
         deterministic=settings.deterministic,
+        target_step_ms=settings.target_step_ms,
         threads=settings.threads,
     )
 

@@ -40,8 +40,8 @@ def served_name(model: str) -> str:
     return model if _is_hub_id(model) else resolve(model).served_name
 
 
-def resolve(model: str) -> Checkpoint:
-    """Find the checkpoint `model` names: bundled first, then a folder, then the hub.
+def resolve(model: str, flag: str = "--model") -> Checkpoint:
+    """Find the checkpoint `model` names: bundled first, then a folder, then the hub. `flag` is who asks, for messages.
 
     Raises:
         ModelUnavailable: with what was tried and what would help.
@@ -51,13 +51,13 @@ def resolve(model: str) -> Checkpoint:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelUnavailable(f"--model: {folder} has no config.json; give the folder of a safetensors checkpoint")
+            raise ModelUnavailable(f"{flag}: {folder} has no config.json; give the folder of a safetensors checkpoint")
         return Checkpoint(folder, folder.resolve().name)
     if _is_hub_id(model):
-        return Checkpoint(_download(model), model)
+        return Checkpoint(_download(model, flag), model)
     known = ", ".join(bundled_models()) or "none"
     raise ModelUnavailable(
-        f"--model: {model!r} is neither a bundled model ({known}), nor a folder, nor a hub id of the form owner/name"
+        f"{flag}: {model!r} is neither a bundled model ({known}), nor a folder, nor a hub id of the form owner/name"
     )
 
 
@@ -65,14 +65,14 @@ def _is_hub_id(model: str) -> bool:
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).is_dir()
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, flag: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_WANTED)))
     except LocalEntryNotFoundError as error:
-        raise ModelUnavailable(f"--model: {hub_id} is not in the local cache, and the hub cannot be reached") from error
+        raise ModelUnavailable(f"{flag}: {hub_id} is not in the local cache, and the hub cannot be reached") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelUnavailable(f"--model: cannot download {hub_id}: {reason}") from error
+        raise ModelUnavailable(f"{flag}: cannot download {hub_id}: {reason}") from error

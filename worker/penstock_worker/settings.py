@@ -62,6 +62,20 @@ class WorkerSettings(BaseModel):
         int | None, Field(ge=16, description="tokens the KV cache holds; default: what the memory allows")
     ] = None
     prefix_cache: Annotated[bool, Field(description="reuse computed prefixes between requests")] = True
+    tensor_parallel: Annotated[
+        int, Field(ge=1, le=64, description="processes or GPUs that one model is cut over; rank 0 is the worker")
+    ] = 1
+    speculation: Annotated[
+        Literal["off", "auto", "draft", "ngram", "suffix"],
+        Field(description="who drafts tokens for the model to check; changes the speed, never the output"),
+    ] = "off"
+    draft_model: Annotated[
+        str | None, Field(description="drafting model, as --model; default: the <model>-draft folder beside the model")
+    ] = None
+    draft_tokens: Annotated[int, Field(ge=1, le=64, description="most tokens drafted at once")] = 8
+    target_step_ms: Annotated[
+        float | None, Field(gt=0, description="hold the time between tokens near this by moving the token budget")
+    ] = None
     kv_dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "int8"], Field(description="precision of the KV cache")
     ] = "auto"
