@@ -7,6 +7,7 @@ from typing import Any
 import typer
 import typer.main
 
+from penstock.cli.exits import EXIT_CODES
 from penstock.cli.help import Entry, Group
 
 _JOBS, _RUN, _SEE = "Jobs", "Run", "See"
@@ -20,7 +21,12 @@ ENTRIES = (
     Entry("dead", _JOBS, "Inspect, requeue or purge dead-lettered jobs.", "penstock.cli.dead"),
     Entry("serve", _RUN, "Start a private Redis and workers in one command.", "penstock.cli.serve"),
     Entry("worker", _RUN, "Start one worker: a model on a device, pulling jobs as it has room.", "penstock.cli.worker"),
-    Entry("gateway", _RUN, "Serve the queue over HTTP.", "penstock.cli.gateway"),
+    Entry(
+        "gateway",
+        _RUN,
+        "Serve the queue over HTTP: JSON, event streams, health, metrics.",
+        "penstock.cli.gateway",
+    ),
     Entry("top", _SEE, "A live view of queues, workers and tokens per second.", "penstock.cli.top"),
     Entry(
         "doctor", _SEE, "Check this machine and the broker; each problem comes with its remedy.", "penstock.cli.doctor"
@@ -29,13 +35,21 @@ ENTRIES = (
 )
 
 
+_EXAMPLES = """
+penstock demo
+penstock serve
+penstock submit --chat --stream "Tell me a story about a fox who wants to see the sea."
+"""
+
+
 class Root(Group):
     """`penstock` itself."""
 
     entries = ENTRIES
+    notes = (("Exit codes", EXIT_CODES),)
 
 
-app = typer.Typer(cls=Root, name="penstock", no_args_is_help=True, rich_markup_mode=None, add_completion=True)
+app = typer.Typer(cls=Root, name="penstock", no_args_is_help=True, rich_markup_mode=None, epilog=_EXAMPLES)
 
 
 def _version(wanted: bool) -> None:

@@ -38,6 +38,12 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+EXIT_CODES = (
+    "0 done, 1 an error or a failed check, 2 invalid request or usage, 3 queue full, 4 no such job, "
+    "5 job ended without completing, 6 gave up waiting, 7 broker unavailable, 130 interrupted"
+)
+
+
 class CommandFailed(Exception):
     """A command cannot go on; carries the line to print and the code to exit with."""
 

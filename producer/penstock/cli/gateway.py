@@ -44,7 +44,7 @@ def gateway(
         str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning, error.")
     ] = "info",
 ) -> None:
-    """Serve the queue over HTTP: generate, jobs, event streams, health, metrics.
+    """Serve the queue over HTTP: JSON, event streams, health, metrics.
 
     All state is in Redis: any number of gateways serve one queue, and a restart loses nothing.
     """

@@ -47,6 +47,7 @@ class Group(typer.core.TyperGroup):
     """A group of commands, loaded when they are first needed."""
 
     entries: Sequence[Entry] = ()
+    notes: Sequence[tuple[str, str]] = ()
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the help page."""
@@ -156,6 +157,10 @@ def _page(command: Any, ctx: Any, commands: list[tuple[str, str, str]]) -> str:
     for title, rows in sections:
         lines += ["", paint(title, "green", "bold", on=on)]
         lines += _columns(rows, left, on, columns)
+    notes: Sequence[tuple[str, str]] = getattr(command, "notes", ())
+    for title, text in notes:
+        lines += ["", paint(title, "green", "bold", on=on)]
+        lines += ["  " + _emphasise(line, on) for line in textwrap.wrap(text, columns - 2)]
     if command.epilog:
         lines += ["", paint("Examples", "green", "bold", on=on)]
         lines += [_example(line.strip(), on) for line in command.epilog.strip().splitlines()]

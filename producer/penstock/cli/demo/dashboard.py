@@ -158,23 +158,17 @@ def _spotlight(stage: Stage, width: int, lines: int) -> Panel:
 def _whole(stage: Stage, stream: Stream, width: int, lines: int) -> RenderableType:
     """The text so far; its end, or from the takeover on where that would scroll away."""
     text = Text()
-    handover_at: int | None = None
     for number, segment in enumerate(stream.segments):
         if number:
-            handover_at = len(text)
             text.append_text(_handover(stream, stream.segments[number - 1], segment))
         text.append(_flat(segment.text), style=_colour(stage, segment.worker))
     if not stream.is_over:
         text.append("▍", style="blink")
     wrapped = text.wrap(Console(width=width, color_system=None), width)
     start = max(0, len(wrapped) - lines)
-    if handover_at is not None:
-        seen = 0
-        for number, line in enumerate(wrapped):
-            seen += len(line) + 1
-            if seen > handover_at:
-                start = min(start, max(0, number - 1))
-                break
+    if len(stream.segments) > 1:
+        handover = max((number for number, line in enumerate(wrapped) if TAKEOVER_MARK in line.plain), default=0)
+        start = min(start, max(0, handover - 1))
     return Text("\n").join(wrapped[start : start + lines])
 
 
@@ -182,7 +176,7 @@ def _handover(stream: Stream, before: Segment, after: Segment) -> Text:
     pause = ""
     if stream.resumed_s is not None:
         pause = f" at token {stream.tokens - after.tokens + 1}"
-    words = f" {before.worker} died, {after.worker or 'another'} goes on{pause} ".replace(" ", "\u00a0")
+    words = f" {before.worker} died, {after.worker or 'another'} goes on{pause} "
     return Text.assemble(" ", (TAKEOVER_MARK, "takeover"), (words, "handover"), " ")
 
 

@@ -31,7 +31,8 @@ MODEL = "penstock-story"
 WORKERS = ("worker-a", "worker-b")
 SEATS = 16
 _POLL_S = 0.15
-_URGENT_EVERY_S, _URGENT_MOST = 0.9, 12
+_URGENT_EVERY_S = 0.9
+_ENCORE_S = 2.5
 _READY_TIMEOUT_S = 90.0
 _RUN_TIMEOUT_S = 240.0
 # The worker is killed while it visibly holds work: streams that have said something and have a good deal left to say.
@@ -81,6 +82,7 @@ class Director:
         self._interrupted: list[Stream] = []
         self._victim: Performer | None = None
         self._started_s = 0.0
+        self._resumed_s: float | None = None
 
     async def run(self, broker: EmbeddedBroker) -> Report:
         """Play the whole piece on a started broker.
@@ -118,6 +120,7 @@ class Director:
         await self._until(self._has_victim, _RUN_TIMEOUT_S, "no worker ever held enough streams to be killed")
         self._kill()
         await self._until(self._all_resumed, _RUN_TIMEOUT_S, "the interrupted streams were not taken over")
+        self._resumed_s = stage.now()
         self._tell_takeover()
         await feeding
         await self._until(self._all_over, _RUN_TIMEOUT_S, "the jobs did not all end")
@@ -153,17 +156,17 @@ class Director:
             self._followers.add(task)
 
     async def _feed(self, client: AsyncClient, started_s: float) -> None:
-        """Submit what comes during the run: urgent questions at a steady pace, and until the kill enough stories to
-        keep both workers in the middle of some, however fast the machine is."""
+        """Submit what comes during the run, until a little after the takeover: urgent questions at a steady pace, and
+        enough stories to keep the workers in the middle of some, however fast the machine is."""
         stage = self._stage
         asked = 0
-        while self._victim is None or (asked < _URGENT_MOST and not self._all_over()):
+        while self._resumed_s is None or stage.now() - self._resumed_s < _ENCORE_S:
             await asyncio.sleep(0.05)
-            if asked < _URGENT_MOST and stage.now() - started_s >= asked * _URGENT_EVERY_S:
+            if stage.now() - started_s >= asked * _URGENT_EVERY_S:
                 await self._submit(client, [urgent(len(stage.streams), asked)])
                 asked += 1
             under_way = stage.count("queued", "delayed", "running")
-            if self._victim is None and under_way < _UNDER_WAY and len(stage.streams) < _MOST_JOBS:
+            if under_way < _UNDER_WAY and len(stage.streams) < _MOST_JOBS:
                 await self._submit(client, [more(len(stage.streams))])
 
     async def _follow(self, handle: AsyncJobHandle) -> None:
@@ -219,9 +222,10 @@ class Director:
                     stream.state = state
             for performer in stage.performers.values():
                 performer.holding = len(self._held_by(performer)) if performer.killed_s is None else 0
-            if stage.spotlight is None:
-                talking = [stream for stream in stage.streams.values() if stream.tokens > 20]
-                stage.spotlight = talking[0].job_id if talking else None
+            shown = stage.streams.get(stage.spotlight or "")
+            if self._victim is None and (shown is None or shown.is_over):
+                talking = [stream for stream in stage.streams.values() if stream.tokens and not stream.is_over]
+                stage.spotlight = min(talking, key=lambda s: s.tokens).job_id if talking else stage.spotlight
             stage.sample_rates()
             await asyncio.sleep(_POLL_S)
 
@@ -370,4 +374,5 @@ def _item(part: Part) -> dict[str, object]:
         "priority": part.priority,
         "tenant": part.tenant,
         **part.sampling,
+        **({"affinity": part.affinity} if part.affinity is not None else {}),
     }

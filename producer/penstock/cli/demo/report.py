@@ -59,7 +59,7 @@ def table(report: Report) -> RenderableType:
         ("kill -9", f"{report.interrupted}", f"streams interrupted on {report.killed}"),
     ]
     if report.takeover_s is not None and report.takeover_all_s is not None:
-        words = f"until they went on at the next token (last: {report.takeover_all_s:.2f} s)"
+        words = f"until they went on, the last after {report.takeover_all_s:.2f} s"
         rows.append(("takeover", f"{report.takeover_s:.2f} s", words))
     for name, figure, words in rows:
         grid.add_row(name, figure, words)

@@ -64,6 +64,7 @@ class Part:
     priority: int
     messages: tuple[dict[str, str], ...]
     sampling: dict[str, Any]
+    affinity: str | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -108,9 +109,9 @@ def _story(number: int, tenant: str, priority: int, asked: str) -> Part:
         "max_tokens": _STORY_LIMIT,
         "min_tokens": _STORY_LEAST,
     }
-    return Part(
-        number, f"about {asked.partition(' about ')[2].rstrip('.')}", tenant, priority, _messages(asked), sampling
-    )
+    title = f"about {asked.partition(' about ')[2].rstrip('.')}"
+    # The system prompt alone is soon in every worker's cache: no story need wait for a particular one.
+    return Part(number, title, tenant, priority, _messages(asked), sampling, affinity="")
 
 
 def _messages(asked: str) -> tuple[dict[str, str], ...]:
