@@ -51,7 +51,7 @@ def pages_for(model: DecoderModel, count: int, page_size: int, dtype: torch.dtyp
     """Zeroed pages for every layer."""
     shape = (count, page_size, model.num_local_kv_heads, model.config.head_dim)
     return [
-        LayerPages(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+        LayerPages(*(torch.zeros(shape, dtype=dtype, device=model.device) for _ in "kv"))
         for _ in range(model.config.num_layers)
     ]
 
@@ -67,7 +67,7 @@ def logits_of(
         if not active:
             return [torch.cat(parts) for parts in out]
         news = [prompts[n][start : start + chunk] for n in active]
-        batch = AttentionBatch.build(news, [start] * len(active), [tables[n] for n in active], page_size)
+        batch = AttentionBatch.build(news, [start] * len(active), [tables[n] for n in active], page_size, model.device)
         logits = model.logits(model.forward(batch, pages))
         for n, part in zip(active, logits.split([len(new) for new in news]), strict=True):
             out[n].append(part)
@@ -84,7 +84,9 @@ def greedy(
     while any(len(text) < len(prompt) + new_tokens for text, prompt in zip(tokens, prompts, strict=True)):
         active = [n for n, prompt in enumerate(prompts) if len(tokens[n]) < len(prompt) + new_tokens]
         news = [tokens[n][computed[n] : computed[n] + chunk] for n in active]
-        batch = AttentionBatch.build(news, [computed[n] for n in active], [tables[n] for n in active], page_size)
+        batch = AttentionBatch.build(
+            news, [computed[n] for n in active], [tables[n] for n in active], page_size, model.device
+        )
         hidden = model.forward(batch, pages)
         chosen = model.logits(hidden[batch.query_start[1:].long() - 1]).argmax(-1).tolist()
         for n, new, token in zip(active, news, chosen, strict=True):

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from penstock_core.attention import cuda
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
 from penstock_core.attention.cpu import CPUPagedAttention
 from penstock_core.attention.cuda import CUDAPagedAttention
@@ -31,6 +30,6 @@ class PagedAttention(Protocol):
 
 def attention_for(device: torch.device | str, *, deterministic: bool = False) -> PagedAttention:
     """The implementation for a device; `deterministic` asks for sums whose order ignores the rest of the batch."""
-    if torch.device(device).type == "cuda" and cuda.supported():
+    if torch.device(device).type == "cuda":
         return CUDAPagedAttention(deterministic)
     return CPUPagedAttention(deterministic)

@@ -32,7 +32,7 @@ def float_product(weight: Tensor, bias: Tensor | None) -> Product | None:
     if kernels is None or not reads_stored_weights() or weight.device.type != "cpu" or w_type is None:
         return None
     out_features, in_features = weight.shape
-    padded = F.pad(weight, (0, 0, 0, -out_features % PANEL))
+    padded = F.pad(weight, (0, 0, 0, -out_features % PANEL)) if out_features % PANEL else weight
     packed = padded.view(-1, PANEL, in_features).transpose(1, 2).contiguous()
     bias = None if bias is None else bias.float()
     multiply, call_type = kernels.linear, native.LinearCall

@@ -1,6 +1,6 @@
 """The C kernels, found or built once per process, and called through ctypes on data pointers.
 
-`kernels()` is None where there is no compiler, or inside `portable()`; every caller then takes its plain PyTorch path.
+`kernels()` is None where there is no compiler, or inside `using(None)`; every caller then takes its plain PyTorch path.
 torch is imported first, so that the library shares its OpenMP threads.
 """
 
@@ -93,36 +93,35 @@ class Kernels:
         self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)
 
 
-_enabled = True
+_chosen: list[Kernels | None] = []
 
 
 def kernels() -> Kernels | None:
     """The kernels of this machine's best instruction set, or None."""
-    return _load() if _enabled else None
+    return _chosen[-1] if _chosen else _load()
 
 
 @contextmanager
-def portable() -> Iterator[None]:
-    """Do without the kernels, in this process, for a while."""
-    global _enabled
-    before, _enabled = _enabled, False
+def using(chosen: Kernels | None) -> Iterator[None]:
+    """Take these kernels, or none, in this process for a while. A linear keeps those it was loaded with."""
+    _chosen.append(chosen)
     try:
         yield
     finally:
-        _enabled = before
+        _chosen.pop()
 
 
-def load(path: str, instruction_set: str | None = None) -> Kernels:
-    """The kernels of a given library; by default of the best instruction set this machine has."""
+def available(path: str) -> list[Kernels]:
+    """The kernels of a library for every instruction set that this machine has, the best last."""
     library = ctypes.CDLL(path)
-    return Kernels(library, instruction_set or _NAMES[library.penstock_instruction_set()])
+    return [Kernels(library, name) for name in _NAMES[: library.penstock_instruction_set() + 1]]
 
 
 @cache
 def _load() -> Kernels | None:
     try:
         path = find_library() or build(cache_folder())
-        return load(str(path))
+        return available(str(path))[-1]
     except (BuildFailed, OSError) as error:
         log.warning("C kernels are not available, plain PyTorch is used: %s", error)
         return None

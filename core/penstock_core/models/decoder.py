@@ -89,7 +89,7 @@ class Attention:
         """Norm all queries together, and all keys."""
         q_size, kv_size = self._shape.heads * self._shape.dim, self._shape.kv_heads * self._shape.dim
         q, k, v = torch.split(qkv, [q_size, kv_size, kv_size], -1)
-        return torch.cat([q_norm(q), k_norm(k), v], -1)
+        return torch.cat([q_norm(q.contiguous()), k_norm(k.contiguous()), v], -1)
 
 
 def _scaled(heads: slice, dim: int) -> slice:

@@ -18,6 +18,7 @@ from torch import Tensor
 from penstock_core.kernels import linear
 from penstock_core.models.errors import UnsupportedModel
 
+TILE = 64  # rows of one product on a GPU, where bits must not depend on how many there are
 Quantization = Literal["int8"]
 Product = Callable[[Tensor], Tensor]  # [T, in] -> [T, out]
 
@@ -59,6 +60,8 @@ def prepare(
         if _can_pack(dtype):
             return _packed(weight.to(dtype), bias)
     weight = weight.to(dtype)
+    if deterministic:
+        return _in_tiles(weight, bias)
     return lambda x: F.linear(x, weight, bias)
 
 
@@ -69,6 +72,17 @@ def _in_float32(product: Product, dtype: torch.dtype) -> Product:
 def _row_by_row(weight: Tensor, bias: Tensor | None) -> Product:
     """What is left where no kernel has a fixed order: each row multiplied alone."""
     return lambda x: torch.cat([F.linear(row, weight, bias) for row in torch.split(x, 1)])
+
+
+def _in_tiles(weight: Tensor, bias: Tensor | None) -> Product:
+    """On a GPU: products of one shape only, because the library chooses its order of sums by the number of rows."""
+
+    def product(x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        tiles = F.pad(x, (0, 0, 0, -rows % TILE)).split(TILE)  # type: ignore[no-untyped-call]
+        return torch.cat([F.linear(tile, weight, bias) for tile in tiles])[:rows]
+
+    return product
 
 
 @cache

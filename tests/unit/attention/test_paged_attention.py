@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, PagedAttention, attention_for
 from penstock_core.attention.pages import store
+from penstock_core.kernels import build, native
 
 PAGE = 4
 
@@ -28,6 +30,21 @@ def reference(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     if spec.window is not None:
         seen &= key > query - spec.window
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -math.inf).softmax(-1), v)
+
+
+def ways() -> list[native.Kernels | None]:
+    """The kernels of every instruction set this machine has, and none."""
+    path = build.find_library() if native.kernels() is not None else None
+    return [None] if path is None else [None, *native.available(str(path))]
+
+
+@pytest.fixture(autouse=True, params=ways(), ids=lambda way: "plain" if way is None else way.instruction_set)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with native.using(request.param):
+        yield
+    torch.set_num_threads(threads)
 
 
 class Scene:
@@ -110,6 +127,32 @@ def test_result_does_not_depend_on_the_rest_of_the_batch() -> None:
     for n in range(len(mix)):
         alone = Scene(mix, 6, 2, 16).run(attention_for("cpu"), AttentionSpec(0.25), [n])[0]
         torch.testing.assert_close(alone, together[n], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [AttentionSpec(0.25), AttentionSpec(0.25, window=9, softcap=3.0)])
+def test_deterministic_bits_depend_on_neither_batch_nor_chunking(spec: AttentionSpec) -> None:
+    attention = attention_for("cpu", deterministic=True)
+    mix = MIXES["chunks, drafts and decodes"]
+    together = Scene(mix, 6, 2, 16).run(attention, spec, list(range(len(mix))))
+    for n, (before, new) in enumerate(mix):
+        alone = Scene(mix, 6, 2, 16)
+        assert torch.equal(alone.run(attention, spec, [n])[0], together[n])
+        for token in range(new):  # the same keys are already in the pages; one query at a time
+            batch = AttentionBatch.build([[0]], [before + token], [alone.tables[n]], PAGE)
+            out = attention.attend(alone.q[n][token : token + 1], alone.pages, attention.plan(batch), spec)
+            assert torch.equal(out[0], together[n][token])
+
+
+def test_without_the_setting_bits_may_depend_on_chunking() -> None:
+    """What the setting is for: a long chunk is one large product, whose sums run in another order."""
+    spec = AttentionSpec(0.25)
+    long = Scene([(0, 600)], 6, 2, 16)
+    whole = long.run(attention_for("cpu"), spec, [0])[0]
+    batch = AttentionBatch.build([[0]], [599], [long.tables[0]], PAGE)
+    plan = attention_for("cpu").plan(batch)
+    last = attention_for("cpu").attend(long.q[0][-1:], long.pages, plan, spec)[0]
+    torch.testing.assert_close(last, whole[-1])
+    assert not torch.equal(last, whole[-1])
 
 
 def test_stale_numbers_in_unused_slots_change_nothing() -> None:
