@@ -121,3 +121,11 @@ def test_links_lead_somewhere() -> None:
 
 def test_bundled_model_is_the_one_the_readme_names() -> None:
     assert "penstock-story" in bundled_models()
+
+
+def test_every_guarantee_names_a_test_that_exists() -> None:
+    named = re.findall(r"`(tests/[^`:]+)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert named
+    for path, function in named:
+        assert (ROOT / path).exists(), path
+        assert not function or f"def {function}(" in (ROOT / path).read_text(), f"{path}::{function}"
