@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.aio import AsyncClient
 from penstock.gateway import errors, native
 from penstock.gateway.handler import RequestHandler
+from penstock.gateway.metrics import Measured, RequestMeters
 from penstock.gateway.settings import GatewaySettings
 from penstock_core import __version__
 
@@ -34,6 +35,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.handler = RequestHandler(client)
+    app.state.meters = RequestMeters()
     app.include_router(native.router)
     errors.install(app)
     if settings.cors_origins:
@@ -41,6 +43,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Measured, meters=app.state.meters)
+    app.state.meters.know(app.openapi()["paths"])
     return app
 
 

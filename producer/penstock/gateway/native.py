@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from penstock.aio import AsyncJobHandle
 from penstock.gateway.handler import RequestHandler, error_body
+from penstock.gateway.metrics import CONTENT_TYPE, exposition
 from penstock.gateway.models import (
     BatchRequest,
     BatchResponse,
@@ -154,6 +155,22 @@ async def metrics(request: Request, tenant: Tenant, handler: Handler) -> Metrics
     """Depths, counters and workers; where API keys are in use, depths of the caller's tenant only."""
     settings: GatewaySettings = request.app.state.settings
     return await handler.metrics(tenant if settings.keys.required else None)
+
+
+@router.get(
+    "/metrics",
+    responses={**ERRORS, 200: {"content": {"text/plain": {}}}},
+    response_class=Response,
+    summary="The same for Prometheus",
+)
+async def prometheus(request: Request, tenant: Tenant, handler: Handler) -> Response:
+    """Prometheus text; where API keys are in use, depths of the caller's tenant only."""
+    settings: GatewaySettings = request.app.state.settings
+    seen = await handler.client.queue_snapshot()
+    text = exposition(
+        request.app.state.meters, seen, handler.client.settings.queue, tenant if settings.keys.required else None
+    )
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 class _Position:

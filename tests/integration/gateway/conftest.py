@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from penstock import Client
 from tests.redis_server import RedisServer, free_port
 
 KEYS = {"key-of-the-mill-0001": "mill", "key-of-the-harbour-2": "harbour"}
@@ -76,6 +77,11 @@ def story_worker(story_redis: RedisServer, tmp_path_factory: pytest.TempPathFact
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, "PENSTOCK_HEALTH_DIR": str(folder)}
         )
+    with Client(story_redis.url, queue="penstock-story") as client:
+        for _ in range(1200):
+            if client.queue_snapshot().workers:
+                break
+            _pause(process)
     yield
     process.terminate()
     assert process.wait(60) == 0, (folder / "log").read_text()
