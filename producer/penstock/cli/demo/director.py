@@ -299,11 +299,9 @@ class Director:
         pauses = self._pauses()
         heir = next((p.name for p in self._stage.performers.values() if p.killed_s is None), "the other")
         if pauses:
-            self._tell(
-                "takeover",
-                f"{heir} goes on with {len(pauses)} streams at their next tokens, "
-                f"after {pauses[0]:.2f} to {pauses[-1]:.2f} s",
-            )
+            first, last = f"{pauses[0]:.2f}", f"{pauses[-1]:.2f}"
+            after = first if first == last else f"{first} to {last}"
+            self._tell("takeover", f"{heir} goes on with {len(pauses)} streams at their next tokens, after {after} s")
 
     # -- proving
 

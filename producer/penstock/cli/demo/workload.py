@@ -78,11 +78,7 @@ _STORY_LIMIT, _STORY_LEAST = 280, 150
 def opening() -> list[Part]:
     """The jobs that wait in the queue before any worker is up, in the order of their submission."""
     parts = [_library(number) for number in range(len(LONG_STORIES))]
-    parts += [
-        _story(len(parts) + number, "bedtime", 5, f"Tell me a story about {about}.")
-        for number, about in enumerate(STORIES)
-    ]
-    return parts
+    return parts + [_bedtime(len(parts) + number) for number in range(len(STORIES))]
 
 
 def urgent(number: int, turn: int) -> Part:
@@ -93,12 +89,16 @@ def urgent(number: int, turn: int) -> Part:
 
 
 def more(number: int) -> Part:
-    """One more job of the batch tenant: there is always another story to write."""
-    return _library(number)
+    """There is always another story to write."""
+    return _library(number) if number % 2 else _bedtime(number)
 
 
 def _library(number: int) -> Part:
     return _story(number, "library", 2, LONG_STORIES[number % len(LONG_STORIES)])
+
+
+def _bedtime(number: int) -> Part:
+    return _story(number, "bedtime", 5, f"Tell me a story about {STORIES[number % len(STORIES)]}.")
 
 
 def _story(number: int, tenant: str, priority: int, asked: str) -> Part:
