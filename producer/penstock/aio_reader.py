@@ -21,7 +21,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection
 
 from penstock.feed import Feed, FeedTable, Inbox
-from penstock.reader import CONFIRM_TIMEOUT_S, PING_AFTER_S
+from penstock.reader import CONFIRM_TIMEOUT_S, NO_CONFIRMATION, PING_AFTER_S
 from penstock.subscriptions import Subscriptions, parse_reply
 from penstock_core.protocol.errors import UndecodableRecord
 from penstock_core.protocol.keys import QueueKeys
@@ -106,7 +106,7 @@ class AsyncReader:
         except TimeoutError as error:
             if error is self._failure:
                 raise
-            raise redis.TimeoutError(f"no answer to SUBSCRIBE within {CONFIRM_TIMEOUT_S:g} s") from None
+            raise redis.TimeoutError(NO_CONFIRMATION) from None
 
     async def close(self) -> None:
         """End the task and its connection."""
@@ -134,28 +134,29 @@ class AsyncReader:
     async def _run(self) -> None:
         delay = _BACKOFF_FIRST_S
         while True:
+            connection: AbstractConnection | None = None
             try:
                 connection = await _open_connection(self._broker)
-            except (redis.RedisError, OSError) as error:
-                self._failures, self._failure = self._failures + 1, error
-                self._tell()
-                await asyncio.sleep(random.uniform(0, delay))
-                delay = min(2 * delay, _BACKOFF_MAX_S)
-                continue
-            delay = _BACKOFF_FIRST_S
-            self._outbox = asyncio.Queue()
-            self._subscriptions.disconnected()
-            sender = asyncio.create_task(self._send_all(connection, self._outbox))
-            try:
-                await self._receive_all(connection)
+                await self._serve(connection)
             except Exception as error:
                 # Of any kind: a sender that fails closes the connection under the receiver.
-                _log.info("connection for job events lost, reconnecting: %s", error or type(error).__name__)
-            finally:
-                self._subscriptions.disconnected()
-                await _end(sender)
-                await connection.disconnect(nowait=True)
-            await asyncio.sleep(random.uniform(0, _BACKOFF_FIRST_S))
+                self._failures, self._failure = self._failures + 1, error
+                self._tell()
+                if connection is not None:
+                    _log.info("connection for job events lost, reconnecting: %s", error or type(error).__name__)
+            worked = self._subscriptions.disconnected()
+            delay = _BACKOFF_FIRST_S if worked else min(2 * delay, _BACKOFF_MAX_S)
+            await asyncio.sleep(random.uniform(0, delay))
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        self._outbox = asyncio.Queue()
+        self._subscriptions.disconnected()  # what was sent before went into no connection
+        sender = asyncio.create_task(self._send_all(connection, self._outbox))
+        try:
+            await self._receive_all(connection)
+        finally:
+            await _end(sender)
+            await connection.disconnect(nowait=True)
 
     async def _send_all(self, connection: AbstractConnection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
         while True:

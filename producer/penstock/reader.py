@@ -26,6 +26,9 @@ from penstock_core.protocol.keys import QueueKeys
 
 PING_AFTER_S = 5.0  # of silence; a connection that stays silent for as long again is given up
 CONFIRM_TIMEOUT_S = 5.0
+NO_CONFIRMATION = (
+    f"no answer to SUBSCRIBE within {CONFIRM_TIMEOUT_S:g} s (where a proxy breaks pub/sub, use Client(mode='poll'))"
+)
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 1.0
 _CLOSE_TIMEOUT_S = 1.0
 
@@ -107,7 +110,7 @@ class Reader:
                     assert self._failure is not None
                     raise self._failure
                 if not self._changed.wait(give_up - time.monotonic()):
-                    raise redis.TimeoutError(f"no answer to SUBSCRIBE within {CONFIRM_TIMEOUT_S:g} s")
+                    raise redis.TimeoutError(NO_CONFIRMATION)
 
     def close(self) -> None:
         """End the thread and its connection."""
@@ -141,28 +144,24 @@ class Reader:
     def _run(self) -> None:
         delay = _BACKOFF_FIRST_S
         while not self._closed.is_set():
+            connection: ConnectionInterface | None = None
             try:
                 connection = _open_connection(self._broker)
-            except (redis.RedisError, OSError) as error:
-                with self._changed:
-                    self._failures, self._failure = self._failures + 1, error
-                    self._changed.notify_all()
-                self._closed.wait(random.uniform(0, delay))
-                delay = min(2 * delay, _BACKOFF_MAX_S)
-                continue
-            delay = _BACKOFF_FIRST_S
-            try:
                 self._serve(connection)
             except Exception as error:
                 # Of any kind: a sender that fails closes the connection under this thread.
-                if not self._closed.is_set():
-                    _log.info("connection for job events lost, reconnecting: %s", error or type(error).__name__)
-            finally:
                 with self._changed:
-                    self._connection = None
-                    self._subscriptions.disconnected()
+                    self._failures, self._failure = self._failures + 1, error
+                    self._changed.notify_all()
+                if connection is not None and not self._closed.is_set():
+                    _log.info("connection for job events lost, reconnecting: %s", error or type(error).__name__)
+            with self._changed:
+                self._connection = None
+                worked = self._subscriptions.disconnected()
+            if connection is not None:
                 connection.disconnect()  # type: ignore[no-untyped-call]
-            self._closed.wait(random.uniform(0, _BACKOFF_FIRST_S))
+            delay = _BACKOFF_FIRST_S if worked else min(2 * delay, _BACKOFF_MAX_S)
+            self._closed.wait(random.uniform(0, delay))
 
     def _serve(self, connection: ConnectionInterface) -> None:
         with self._changed:

@@ -33,7 +33,8 @@ class ClientSettings:
         mode: `push` receives events over pub/sub; `poll` reads them from the log, for proxies that break pub/sub.
         patience_s: how long waiting without a timeout of its own bears a broker that cannot be reached.
         submit_patience_s: the same for `submit` and other short calls. Sending a job again is harmless.
-        backstop_s: how long a push subscriber trusts silence before it looks into the log itself.
+        backstop_s: how long a push subscriber trusts silence before it looks into the log itself; grows eightfold
+            while the silence proves true.
         poll_min_s, poll_max_s: how often `poll` looks; the interval grows from one to the other while nothing comes.
     """
 

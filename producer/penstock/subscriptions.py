@@ -62,11 +62,13 @@ class Subscriptions:
         """SUBSCRIBE was sent for the channel."""
         self._unanswered[name] = self._unanswered.get(name, 0) + 1
 
-    def disconnected(self) -> None:
-        """The connection is gone, and with it every subscription."""
+    def disconnected(self) -> bool:
+        """The connection is gone, and with it every subscription; returns whether any had been confirmed on it."""
         self._unanswered.clear()
+        worked = any(channel.confirmed for channel in self._channels.values())
         for channel in self._channels.values():
             channel.confirmed = False
+        return worked
 
     def is_confirmed(self, name: str) -> bool:
         """Whether messages published from now on arrive."""

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 2.0
 _POLL_GROWTH = 1.5
+_BACKSTOP_GROWTH = 8
 _SWEEP_LIMIT = 1000
 _SWEEP_AGAIN_S = 0.5
 _PERMANENT = (AuthenticationError, NoPermissionError)
@@ -95,7 +96,8 @@ class Vigil:
         self._timeout_s = timeout_s
         self._end_at = clock() + timeout_s if timeout_s is not None else None
         self._outage = Outage(settings.patience_s, clock, self._end_at)
-        self._look_at = clock() + settings.backstop_s
+        self._backstop_s = settings.backstop_s
+        self._look_at = clock() + self._backstop_s
         self._poll_s = settings.poll_min_s
         self._sweep_at = deadline_at
         self._knows_deadline = knows_deadline
@@ -125,7 +127,8 @@ class Vigil:
     def heard(self, *, restart_timeout: bool) -> None:
         """There was news of the job; silence counts from now, and with `restart_timeout` so does the timeout."""
         now = self._clock()
-        self._look_at = now + self._settings.backstop_s
+        self._backstop_s = self._settings.backstop_s
+        self._look_at = now + self._backstop_s
         self._poll_s = self._settings.poll_min_s
         if restart_timeout and self._timeout_s is not None:
             self._end_at = self._outage.give_up_at = now + self._timeout_s
@@ -158,7 +161,8 @@ class Vigil:
             yield from self._time_is_up()
             return True
         if now >= self._look_at:
-            self._look_at = now + self._settings.backstop_s
+            self._backstop_s = min(2 * self._backstop_s, _BACKSTOP_GROWTH * self._settings.backstop_s)
+            self._look_at = now + self._backstop_s
             if not self._knows_deadline:
                 yield from self._learn_deadline()
             return True

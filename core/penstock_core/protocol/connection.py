@@ -209,9 +209,25 @@ _PASSING = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "MISCONF", "CLUSTERDOWN"
 _REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "invalid username-password", "AUTH ")
 
 
+# redis-py cuts the code off the replies it has a class for.
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (redis.exceptions.NoPermissionError, "NOPERM"),
+    (redis.exceptions.OutOfMemoryError, "OOM"),
+    (redis.exceptions.ReadOnlyError, "READONLY"),
+    (redis.exceptions.BusyLoadingError, "LOADING"),
+)
+
+
+def _reply(error: Exception) -> str:
+    """The error in the server's words, code first."""
+    reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), "")
+    return reason if code in reason else f"{code} {reason}"
+
+
 def _is_unavailable(error: Exception) -> bool:
     if isinstance(error, redis.exceptions.ResponseError):
-        reply = str(error)
+        reply = _reply(error)
         return reply.startswith(_PASSING + _REFUSED) or "OOM command not allowed" in reply
     return isinstance(
         error,
@@ -224,7 +240,7 @@ def _is_unavailable(error: Exception) -> bool:
 
 def unavailable(url: str, error: Exception) -> BrokerUnavailable:
     """The error for a broker that cannot be used now: where, why, and what to do."""
-    reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+    reason = _reply(error)
     return BrokerUnavailable(f"Redis at {masked(url)}: {reason}; {_remedy(error, reason)}")
 
 

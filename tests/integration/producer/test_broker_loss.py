@@ -145,3 +145,27 @@ def test_a_frozen_broker_does_not_hang_a_caller_with_a_timeout(
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(InvalidConfiguration):
         Client(url)
+
+
+@pytest.mark.parametrize("kind", [Client, BlockingClient])
+def test_a_user_who_may_not_subscribe_is_told_so(kind: Callable[..., Any], mortal: RedisServer) -> None:
+    with mortal.client() as admin:
+        admin.execute_command("ACL SETUSER", "app", "on", ">pw", "~penstock:*", "+@all", "resetchannels")
+    with (
+        kind(mortal.url.replace("redis://", "redis://app:pw@"), queue="q") as sdk,
+        pytest.raises(BrokerUnavailable, match=r"NOPERM .* channels .*; allow the ACL user"),
+    ):
+        sdk.submit("story")
+    if isinstance(sdk, BlockingClient):
+        sdk.end_loop()
+
+
+def test_a_broker_out_of_memory_refuses_with_a_remedy(make_sdk: Callable[..., Any], mortal: RedisServer) -> None:
+    sdk = make_sdk(mortal.url)
+    job = sdk.submit("story")
+    with mortal.client() as admin:
+        admin.config_set("maxmemory", 1)
+        with pytest.raises(BrokerUnavailable, match=r"OOM .*; raise maxmemory, or add workers"):
+            sdk.submit("story")
+        admin.config_set("maxmemory", 0)
+    assert job.status().state is JobState.QUEUED

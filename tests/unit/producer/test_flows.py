@@ -292,7 +292,7 @@ def test_silence_is_doubted_after_a_while() -> None:
     world.on_pause = Acts(world, [chunk(0, 3)], [completed(3)])
     emitted, _ = world.drive(flows.stream(world.around, watch, TokenCursor(), None))
     assert [part.token_ids for part in emitted] == [(0, 1, 2)]
-    assert world.now <= 2 * SETTINGS.backstop_s
+    assert world.now <= 3 * SETTINGS.backstop_s
 
 
 def test_a_timeout_of_a_stream_is_the_longest_silence() -> None:

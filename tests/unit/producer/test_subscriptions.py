@@ -41,8 +41,9 @@ def test_after_a_reconnection_the_owner_is_told_once_the_channel_is_open_again()
     log: list[str] = []
     subscribe(subscriptions, "a", log)
     acknowledge(subscriptions, "a")
-    subscriptions.disconnected()
+    assert subscriptions.disconnected()
     assert not subscriptions.is_confirmed("a")
+    assert not subscriptions.disconnected()
     assert log == []
     for name in subscriptions.names:
         subscriptions.sent(name)

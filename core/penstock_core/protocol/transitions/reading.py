@@ -224,7 +224,7 @@ def read_end(keys: QueueKeys, job_id: str) -> Call[JobEnd | None]:
 
 
 def scan_jobs(keys: QueueKeys, cursor: str = "0", *, count: int = 1000) -> Call[tuple[str, list[str]]]:
-    """One step of a walk over the ids of all retained jobs: the next cursor ("0" when done), and ids, some perhaps twice.
+    """One step of a walk over all retained jobs: the next cursor ("0" when done), and ids, some perhaps twice.
 
     Looks at about `count` keys of the server, whosever they are.
     """
