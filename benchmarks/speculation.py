@@ -1,0 +1,232 @@
+"""Speculative decoding on the bundled models: `python -m benchmarks.speculation [--json] [--quick]`.
+
+Tokens per second with and without drafting, at batch 1, 8 and 32, on free text and on prompts whose answer copies
+from them; beside it `transformers` with and without assisted generation, on the same weights, at batch 1. Every drafted
+run is checked to give the plain run's tokens. Also the cost of a step that checks k drafts, and from it the acceptance
+at which drafting breaks even.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoints import bundled_model
+from benchmarks.report import alternate, console, parser, publish, table
+
+PROPOSERS = (None, "draft", "ngram", "suffix", "auto")
+BATCHES = (1, 8, 32)
+_TALE = (
+    "The harbour master wrote down every ship, every cargo and every captain in a large blue book. In the evening he "
+    "read the list aloud: a barge with barley, a schooner with salt, a ferry with nine passengers and a brown goat. "
+)
+
+
+def prompts(kind: str, batch: int, turn: int) -> list[str]:
+    """Free text to continue, or a text that is given twice and begun a third time.
+
+    Other ones at every turn: the suffix proposer learns from what was generated, and must not meet the same again.
+    """
+    names = [f"{turn}-{number}" for number in range(batch)]
+    if kind == "free":
+        return [f"Once upon a time, in house {name} by the river, there was a" for name in names]
+    return [f"Letter {name}. {_TALE}{_TALE}Letter {name}. The harbour master" for name in names]
+
+
+def main() -> None:
+    """Measure every proposer on every workload."""
+    options = parser(__doc__)
+    options.add_argument("--tokens", type=int, default=200, help="new tokens per request")
+    options.add_argument("--temperature", type=float, default=0.0)
+    arguments = options.parse_args()
+    if arguments.quick:
+        arguments.tokens, arguments.runs = 64, 1
+    torch.set_num_threads(arguments.threads)
+    engines = {proposer or "plain": _engine(proposer, arguments.threads) for proposer in PROPOSERS}
+    figures: dict[str, dict[str, float]] = {name: {} for name in engines}
+    acceptance: dict[str, dict[str, float]] = {name: {} for name in engines if name != "plain"}
+    for kind in ("free", "copy"):
+        for batch in BATCHES[:1] if arguments.quick else BATCHES:
+            workload = f"{kind}-{batch}"
+
+            def contestant(name: str) -> Callable[[], Mapping[str, float]]:
+                turns = itertools.count()
+
+                def measure() -> Mapping[str, float]:
+                    texts = prompts(kind, batch, next(turns))  # noqa: B023
+                    results, tok_s = _run(engines[name], texts, arguments)
+                    if name != "plain":
+                        plain = _run(engines["plain"], texts, arguments)[0]
+                        if [r.token_ids for r in results] != [r.token_ids for r in plain]:
+                            raise SystemExit(f"{name} changed an output")
+                    drafted = sum(r.timings.drafted_tokens for r in results)
+                    accepted = sum(r.timings.accepted_tokens for r in results)
+                    return {"tok_s": tok_s, "acceptance": accepted / drafted if drafted else 0.0}
+
+                return measure
+
+            medians = alternate({name: contestant(name) for name in engines}, arguments.runs, workload)
+            for name, values in medians.items():
+                figures[name][workload] = values["tok_s"]
+                if name in acceptance:
+                    acceptance[name][workload] = values["acceptance"]
+    workloads = list(figures["plain"])
+    gains = {
+        name: {workload: values[workload] / figures["plain"][workload] for workload in workloads}
+        for name, values in figures.items()
+        if name != "plain"
+    }
+    table(
+        f"output tokens/s, bundled model, temperature {arguments.temperature}, {arguments.threads} threads",
+        ["", *workloads],
+        [
+            *([name, *(values[workload] for workload in workloads)] for name, values in figures.items()),
+            *([f"{name}, times plain", *(values[w] for w in workloads)] for name, values in gains.items()),
+            *([f"{name}, acceptance", *(values[w] for w in workloads)] for name, values in acceptance.items()),
+        ],
+    )
+    costs = step_costs(quick=arguments.quick, threads=arguments.threads)
+    table(
+        "time of a step that checks k drafts, times a plain step; acceptance at which free drafts break even",
+        ["sequences", *(f"k={depth}" for depth in (2, 4, 7))],
+        [[batch, *(f"{ratio:.2f} ({_break_even(ratio, int(depth)):.2f})" for depth, ratio in row.items())]
+         for batch, row in costs.items()],
+    )  # fmt: skip
+    assisted = transformers_assisted(arguments)
+    console.print(
+        f"transformers, batch 1, free text: {assisted['plain_tok_s']:,.0f} tok/s plain, "
+        f"{assisted['assisted_tok_s']:,.0f} assisted by the draft model ({assisted['gain']:.2f} times)"
+    )
+    publish(
+        "speculation",
+        {
+            "temperature": arguments.temperature,
+            "figures": figures,
+            "gains": gains,
+            "acceptance": acceptance,
+            "step_costs": costs,
+            "transformers": assisted,
+        },
+        as_json=arguments.json,
+    )
+
+
+def _engine(proposer: str | None, threads: int) -> Any:
+    from penstock_core.cache import PageConfig
+    from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
+    from penstock_core.speculative import SpeculationConfig
+
+    return InferencePipelineExecutor(
+        PipelineConfig(
+            model=bundled_model(),
+            threads=threads,
+            page=PageConfig(num_pages=4096),
+            speculation=None if proposer is None else SpeculationConfig(proposer=proposer),
+        )
+    )
+
+
+def _run(engine: Any, texts: list[str], arguments: Any) -> tuple[list[Any], float]:
+    from penstock_core.sampling import SamplingParams
+
+    params = SamplingParams(
+        temperature=arguments.temperature, seed=1, max_tokens=arguments.tokens, ignore_eos=True, min_tokens=0
+    )
+    started = time.perf_counter()
+    results = engine.generate(texts, params)
+    elapsed = time.perf_counter() - started
+    return results, sum(len(result.token_ids) for result in results) / elapsed
+
+
+def _break_even(ratio: float, depth: int) -> float:
+    """Least acceptance a per token at which 1 + a + ... + a^k tokens a step make up for its cost."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**i for i in range(depth + 1)) < ratio else (low, middle)
+    return high
+
+
+def step_costs(*, quick: bool, threads: int) -> dict[str, dict[str, float]]:
+    """Per batch: forward time with k + 1 rows a sequence over the time with one, context 256."""
+    from penstock_core.attention import AttentionBatch
+    from penstock_core.cache import PageConfig
+    from penstock_core.distributed import DistributedInferenceEngine, EngineConfig
+
+    engine = DistributedInferenceEngine.load(
+        EngineConfig(model=bundled_model(), device="cpu", page=PageConfig(num_pages=2048), max_num_sequences=32)
+    )
+    model, pages = engine.model, engine.layers
+    page_size, context = engine.page_size, 256
+
+    def seconds(batch: int, rows: int) -> float:
+        per_sequence = -(-(context + 8) // page_size)
+        block_table = torch.arange(batch * per_sequence, dtype=torch.int32).reshape(batch, per_sequence)
+        positions = torch.arange(context, context + rows).repeat(batch)
+        owners = torch.arange(batch).repeat_interleave(rows)
+        slots = block_table[owners, positions // page_size].long() * page_size + positions % page_size
+        step = AttentionBatch(
+            token_ids=torch.full((batch * rows,), 7),
+            positions=positions,
+            slot_mapping=slots,
+            query_start=torch.arange(0, batch * rows + 1, rows, dtype=torch.int32),
+            seq_lens=torch.full((batch,), context + rows, dtype=torch.int32),
+            block_table=block_table,
+            max_query_len=rows,
+            max_seq_len=context + rows,
+            page_size=page_size,
+        )
+        best = float("inf")
+        for _ in range(10 if quick else 60):
+            began = time.perf_counter()
+            with torch.inference_mode():
+                model.logits(model.forward(step, pages))
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    torch.set_num_threads(threads)
+    return {
+        str(batch): {str(depth): seconds(batch, depth + 1) / seconds(batch, 1) for depth in (2, 4, 7)}
+        for batch in BATCHES
+    }
+
+
+def transformers_assisted(arguments: Any) -> dict[str, float]:
+    """The peer: greedy generation, plain and assisted by the same draft model."""
+    import transformers
+
+    folder = bundled_model()
+    target = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    draft = transformers.AutoModelForCausalLM.from_pretrained(
+        folder.with_name(folder.name + "-draft"), dtype=torch.float32
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompts("free", 1, 0)[0], return_tensors="pt").input_ids
+    common = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": arguments.tokens,
+        "min_new_tokens": arguments.tokens,
+        "pad_token_id": 0,
+    }
+
+    def contestant(assistant: Any) -> Callable[[], Mapping[str, float]]:
+        def measure() -> Mapping[str, float]:
+            began = time.perf_counter()
+            with torch.inference_mode():
+                out = target.generate(ids, assistant_model=assistant, **common)
+            return {"tok_s": (out.shape[1] - ids.shape[1]) / (time.perf_counter() - began)}
+
+        return measure
+
+    medians = alternate({"plain": contestant(None), "assisted": contestant(draft)}, arguments.runs, "transformers")
+    plain, assisted = medians["plain"]["tok_s"], medians["assisted"]["tok_s"]
+    return {"plain_tok_s": plain, "assisted_tok_s": assisted, "gain": assisted / plain}
+
+
+if __name__ == "__main__":
+    main()
