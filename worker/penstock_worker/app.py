@@ -82,7 +82,7 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
     loading.start()
     client = bell = None
     try:
-        client = connect_async(settings.redis_url, client_name=f"penstock-worker:{settings.worker_id}:calls")
+        client = connect_async(settings.redis_url)
         bell = connect_async(settings.redis_url, timeout_s=_LISTEN_S)
         broker = Broker(client, settings.redis_url)
         await _unless_drained(drain, _await_broker(broker, settings))

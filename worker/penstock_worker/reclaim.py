@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -148,13 +148,16 @@ class Reclaimer:
         """Names of those of `connections` that exist, by id. Empty where asking is not allowed."""
         if not connections:
             return {}
+        found = await self._broker.guard(self._list_clients(connections))
+        return {int(one["id"]): str(one["name"]) for one in found}
+
+    async def _list_clients(self, connections: Sequence[int]) -> Sequence[Mapping[str, str]]:
         try:
-            found = await self._broker.guard(self._broker.client.client_list(client_id=list(connections)))
+            return await self._broker.client.client_list(client_id=list(connections))
         except exceptions.ResponseError as error:
             _logger.info("takeover waits for leases here: CLIENT LIST is not permitted", extra={"reason": str(error)})
             self._may_list_clients = False
-            return {}
-        return {int(one["id"]): str(one["name"]) for one in found}
+            return ()
 
 
 def _connection_of(record: bytes | None) -> int:

@@ -59,7 +59,8 @@ def test_a_hub_model_is_downloaded_without_code(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    ("error", "said"), [(LocalEntryNotFoundError("offline"), "the hub cannot be reached"), (OSError("disk full"), "disk full")]
+    ("error", "said"),
+    [(LocalEntryNotFoundError("offline"), "the hub cannot be reached"), (OSError("disk full"), "disk full")],
 )
 def test_a_failed_download_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
     def download(*args: object, **options: object) -> str:

@@ -29,7 +29,9 @@ def renewer(bench: Bench) -> Renewer:
 
 
 def leases(bench: Bench) -> dict[str, float]:
-    return {name.decode(): score for name, score in bench.driver.client.zrange(bench.keys.leases, 0, -1, withscores=True)}
+    return {
+        name.decode(): score for name, score in bench.driver.client.zrange(bench.keys.leases, 0, -1, withscores=True)
+    }
 
 
 async def test_a_heartbeat_shows_the_worker_and_its_record(bench: Bench, renewer: Renewer) -> None:

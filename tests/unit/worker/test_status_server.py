@@ -70,7 +70,9 @@ async def test_every_series_is_present_at_zero() -> None:
         "penstock_prompt_tokens_cached_total",
         "penstock_completion_tokens_total",
     } <= names
-    assert {sample.labels["priority"] for sample in measured if sample.name == "penstock_queue_depth"} == set("0123456789")
+    assert {sample.labels["priority"] for sample in measured if sample.name == "penstock_queue_depth"} == set(
+        "0123456789"
+    )
 
 
 async def test_metrics_are_scraped_with_the_queue_of_this_moment(served: Bench) -> None:

@@ -1,0 +1,116 @@
+"""The pulse: the record tells the truth, a stalled engine is not healthy, and an orphan drains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock_worker.drain import Drain
+from penstock_worker.health import HealthFile, read_all
+from penstock_worker.pulse import STALLED_AFTER_S, Pulse
+from penstock_worker.settings import WorkerSettings
+from tests.unit.worker.conftest import WORKER, Bench
+from tests.unit.worker.test_reclaim import Bell
+
+
+@pytest.fixture
+def drain(bench: Bench) -> Drain:
+    return Drain(clock=bench.clock)
+
+
+@pytest.fixture
+def settings() -> WorkerSettings:
+    return WorkerSettings(worker_id=WORKER, max_num_sequences=8)
+
+
+@pytest.fixture
+def pulse(bench: Bench, drain: Drain, settings: WorkerSettings, tmp_path: Path) -> Pulse:
+    bell: Any = Bell(client_id=42)
+    return Pulse(
+        settings,
+        "tiny",
+        bench.broker,
+        bench.engine,
+        bench.held,
+        bench.publisher,
+        bell,
+        drain,
+        bench.metrics,
+        HealthFile(tmp_path, WORKER),
+        clock=bench.clock,
+    )
+
+
+async def test_the_record_tells_what_the_worker_does(bench: Bench, pulse: Pulse, drain: Drain) -> None:
+    await bench.hold(2)
+    await bench.step(5)
+    record = pulse.describe()
+    assert (record.worker_id, record.model, record.pid) == (WORKER, "tiny", os.getpid())
+    assert (record.connection_id, record.running, record.free_sequences, record.max_sequences) == (42, 2, 6, 8)
+    assert (record.tokens_out, record.draining) == (10, False)
+    drain.request("test")
+    assert pulse.describe().draining
+    assert type(record).decode(record.encode()) == record
+
+
+async def test_the_rate_follows_the_tokens(bench: Bench, pulse: Pulse) -> None:
+    await bench.hold()
+    for _ in range(20):
+        bench.engine.step(10)
+        bench.publisher.collect()
+        bench.clock.tick(1.0)
+        pulse.beat()
+    assert pulse.describe().tokens_per_s == pytest.approx(10.0, rel=0.05)
+
+
+async def test_an_engine_with_work_and_no_progress_is_stalled(bench: Bench, pulse: Pulse, tmp_path: Path) -> None:
+    await bench.hold()
+    pulse.beat()
+    assert read_all(tmp_path)[0].status == "ready"
+    bench.clock.tick(STALLED_AFTER_S + 1)
+    pulse.beat()
+    assert read_all(tmp_path)[0].status == "stalled"
+    await bench.step()
+    pulse.beat()
+    assert read_all(tmp_path)[0].status == "ready"
+
+
+async def test_an_idle_engine_is_not_stalled(bench: Bench, pulse: Pulse) -> None:
+    for _ in range(3):
+        bench.clock.tick(STALLED_AFTER_S + 1)
+        pulse.beat()
+    assert pulse.health().is_healthy
+
+
+async def test_a_dead_engine_is_noticed_without_any_output(bench: Bench, pulse: Pulse) -> None:
+    bench.engine.alive = False
+    pulse.beat()
+    assert bench.publisher.engine_died.is_set()
+
+
+@pytest.mark.parametrize(("parent", "drains"), [(os.getppid(), False), (1 if os.getppid() != 1 else 2, True)])
+async def test_a_worker_whose_supervisor_is_gone_drains(
+    bench: Bench, drain: Drain, tmp_path: Path, parent: int, drains: bool
+) -> None:
+    bell: Any = Bell()
+    settings = WorkerSettings(worker_id=WORKER, supervisor_pid=parent)
+    pulse = Pulse(
+        settings,
+        "tiny",
+        bench.broker,
+        bench.engine,
+        bench.held,
+        bench.publisher,
+        bell,
+        drain,
+        bench.metrics,
+        HealthFile(tmp_path, WORKER),
+        clock=bench.clock,
+    )
+    pulse.beat()
+    pulse.beat()
+    assert drain.requested.is_set() is drains
+    assert not drain.hurried.is_set()
