@@ -21,7 +21,7 @@ from penstock.aio_reader import AsyncReader, AwaitedInbox, release_reader, share
 from penstock.cursor import TokenCursor
 from penstock.effects import Command, Confirm, Effect, Emit, Flow, Pause, Run, RunToDisk
 from penstock.listing import list_jobs
-from penstock.settings import ClientSettings, Mode, resolve_queue, resolve_url
+from penstock.settings import ClientSettings, Mode, locate
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, known_result, tickets_of, watching
 from penstock_core.protocol.connection import broker_errors, connect_async
@@ -108,7 +108,7 @@ class AsyncClient:
     """A connection to one queue of one broker, for the event loop that first uses it; another loop gets its own.
 
     Args:
-        url: the broker; None reads PENSTOCK_REDIS_URL, else Redis on this machine.
+        url: the broker; None: PENSTOCK_REDIS_URL, else this user's running `penstock serve`, else Redis on this machine.
         queue: None takes the one named after `model`, else PENSTOCK_QUEUE, else the bundled model's.
         model: served name a worker must have to run these jobs; None takes what the queue serves.
         tenant: whose jobs these are; `submit` can say otherwise.
@@ -128,10 +128,10 @@ class AsyncClient:
         patience_s: float = 30.0,
         connection: redis.asyncio.Redis | None = None,
     ) -> None:
+        url, queue = locate(url, queue, model)
         self.settings = ClientSettings(
-            url=resolve_url(url), queue=resolve_queue(queue, model), model=model, tenant=tenant, mode=mode,
-            patience_s=patience_s,
-        )  # fmt: skip
+            url=url, queue=queue, model=model, tenant=tenant, mode=mode, patience_s=patience_s
+        )
         self._keys = self.settings.keys
         self._around = flows.Surroundings(self.settings, time.monotonic)
         self._given = connection

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from penstock.served import find_served
 from penstock_core.protocol.errors import InvalidConfiguration
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.requests import DEFAULT_TENANT, Tenant
@@ -70,6 +71,16 @@ class ClientSettings:
     def keys(self) -> QueueKeys:
         """Key names of the queue."""
         return QueueKeys(self.queue)
+
+
+def locate(
+    url: str | None, queue: str | None, model: str | None, environment: Mapping[str, str] = os.environ
+) -> tuple[str, str]:
+    """URL and queue: as told, else as the environment says, else those of this user's running `penstock serve`."""
+    served = None if url or environment.get("PENSTOCK_REDIS_URL") else find_served(environment)
+    if served is None:
+        return resolve_url(url, environment), resolve_queue(queue, model, environment)
+    return served.url, queue or model or environment.get("PENSTOCK_QUEUE") or served.queue
 
 
 def resolve_url(url: str | None, environment: Mapping[str, str] = os.environ) -> str:

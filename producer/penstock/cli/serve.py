@@ -64,9 +64,9 @@ def serve(
     """
     from penstock.cli.processes import WorkerProcess, worker_command
     from penstock.cli.screen import console
-    from penstock.cli.serving import announced
     from penstock.cli.session import open_queue
     from penstock.embedded import EmbeddedBroker
+    from penstock.served import announced
 
     if not 1 <= workers <= 256:
         invalid("--workers", f"{workers} is out of range; 1 to 256")

@@ -38,13 +38,9 @@ class Address:
 
 def locate(redis_url: str | None, queue: str | None) -> Address:
     """Resolve what the command line left open."""
-    from penstock.cli.serving import find_served
-    from penstock.settings import resolve_queue, resolve_url
+    from penstock import settings
 
-    served = None if redis_url else find_served()
-    if served is None:
-        return Address(resolve_url(redis_url), resolve_queue(queue, None))
-    return Address(resolve_url(served.url, {}), queue or served.queue)
+    return Address(*settings.locate(redis_url, queue, None))
 
 
 @dataclass(frozen=True, slots=True)

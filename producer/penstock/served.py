@@ -1,4 +1,4 @@
-"""The note a running `penstock serve` leaves, so that the other commands of the same user find it without a URL.
+"""The note a running `penstock serve` leaves, so that clients and commands of the same user find it without a URL.
 
 A small file in a folder only this user can read, because the URL holds the broker's password. A note whose process is
 gone counts for nothing.
@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +26,16 @@ class Served:
     pid: int
 
 
-def note_path() -> Path:
+def note_path(environment: Mapping[str, str] = os.environ) -> Path:
     """Where the note lies."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = environment.get("XDG_RUNTIME_DIR")
     folder = Path(runtime) / "penstock" if runtime else Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
     return folder / "serve.json"
 
 
-def find_served() -> Served | None:
+def find_served(environment: Mapping[str, str] = os.environ) -> Served | None:
     """What this user's `penstock serve` offers, if one runs."""
-    path = note_path()
+    path = note_path(environment)
     try:
         for place in (path.parent, path):
             found = place.lstat()
