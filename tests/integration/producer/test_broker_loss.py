@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
 from penstock import BrokerUnavailable, Client, InvalidConfiguration, JobState
 from penstock_core.protocol.connection import connect
@@ -169,3 +171,63 @@ def test_a_broker_out_of_memory_refuses_with_a_remedy(make_sdk: Callable[..., An
             sdk.submit("story")
         admin.config_set("maxmemory", 0)
     assert job.status().state is JobState.QUEUED
+
+
+def reader_of(sdk: Any) -> Any:
+    return getattr(sdk, "_client", sdk)._shared
+
+
+@pytest.mark.parametrize("kind", [Client, BlockingClient])
+def test_a_connection_that_went_silent_is_replaced(
+    kind: Callable[..., Any], mortal: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.reader.PING_AFTER_S", 0.1)
+    monkeypatch.setattr("penstock.aio_reader.PING_AFTER_S", 0.1)
+    with kind(mortal.url, queue="q") as sdk, mortal.client() as other:
+        job = sdk.submit("story")
+        worker = ScriptedWorker(other, QueueKeys("q"))
+        held = worker.claim_one(job.id)
+        stream = job.stream(timeout=60)
+        worker.say(held, 1)
+        seen = [next(stream)]
+        reader = reader_of(sdk)
+        failures = reader._failures
+        mortal.freeze()
+        until(lambda: reader._failures > failures, "the reader gives the silent connection up")
+        mortal.thaw()
+        worker.say(held, 2)
+        worker.end(held)
+        assert [token for chunk in [*seen, *stream] for token in chunk.token_ids] == [0, 1, 2]
+        idle = reader._failures
+        pings = other.info("commandstats").get("cmdstat_ping", {}).get("calls", 0)
+        until(lambda: other.info("commandstats").get("cmdstat_ping", {}).get("calls", 0) > pings + 2, "pings are sent")
+        assert reader._failures == idle, "an answered ping keeps a silent connection"
+    if isinstance(sdk, BlockingClient):
+        sdk.end_loop()
+
+
+@pytest.mark.parametrize("kind", [Client, BlockingClient])
+def test_garbage_on_a_channel_harms_nobody(
+    kind: Callable[..., Any], redis_url: str, redis_client: redis.Redis, queue: str
+) -> None:
+    keys = QueueKeys(queue)
+    with kind(redis_url, queue=queue) as sdk:
+        job = sdk.submit("story")
+        for garbage in (b"", b"\xc1", b"\x93\x01\x02\x03"):
+            assert redis_client.publish(keys.client(reader_of(sdk).client_id), garbage) == 1
+        worker = ScriptedWorker(redis_client, keys)
+        held = worker.claim_one(job.id)
+        worker.say(held, 3)
+        worker.end(held)
+        assert job.result(timeout=30).token_ids == (0, 1, 2)
+        assert reader_of(sdk)._failures == 0
+    if isinstance(sdk, BlockingClient):
+        sdk.end_loop()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Poll a state that a thread or the server changes, within a bound."""
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up, f"not within 30 s: {what}"
+        time.sleep(0.01)
