@@ -108,7 +108,7 @@ class AsyncClient:
     """A connection to one queue of one broker, for the event loop that first uses it; another loop gets its own.
 
     Args:
-        url: the broker; None: PENSTOCK_REDIS_URL, else this user's running `penstock serve`, else Redis on this machine.
+        url: the broker; None: PENSTOCK_REDIS_URL, else the user's running `penstock serve`, else Redis on this machine.
         queue: None takes the one named after `model`, else PENSTOCK_QUEUE, else the bundled model's.
         model: served name a worker must have to run these jobs; None takes what the queue serves.
         tenant: whose jobs these are; `submit` can say otherwise.

@@ -18,6 +18,7 @@ import typer
 
 from penstock.cli.exits import CommandFailed, ExitCode, invalid
 from penstock.cli.help import Command
+from penstock.cli.options import REDIS_VARIABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,11 +177,15 @@ def _welcome(
     screen.print("  [brand]penstock top[/]")
     screen.print("From Python:", style="label")
     for line in (
-        f'client = penstock.Client("{broker.url}", queue="{session.address.queue}")',
-        'for chunk in client.submit("Once upon a time").stream():',
+        "from penstock import Client",
+        'for chunk in Client().submit("Once upon a time").stream():',
         '    print(chunk.text, end="", flush=True)',
     ):
         screen.print(Text(f"  {line}"), soft_wrap=True)
+    if os.environ.get(REDIS_VARIABLE):
+        screen.print(
+            f"{REDIS_VARIABLE} is set here and wins over this broker: unset it, or give --redis.", style="warn"
+        )
     screen.print("Ctrl-C drains and ends it.", style="mute")
 
 
