@@ -26,13 +26,13 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
 
 
 class WorkerProcess:
-    """One `python -m penstock_worker`; by default on the bundled model, one thread, quick to notice a death."""
+    """One `python -m <module>`; by default on the bundled model, one thread, quick to notice a death."""
 
-    def __init__(self, redis_url: str, folder: Path, name: str, *options: str) -> None:
+    def __init__(self, redis_url: str, folder: Path, name: str, *options: str, module: str = "penstock_worker") -> None:
         self.worker_id = name
         self._log = folder / f"{name}.log"
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "penstock_worker", "--redis-url", redis_url, "--worker-id", name]
+        command = [sys.executable, "-m", module, "--redis-url", redis_url, "--worker-id", name]
         command += ["--threads", "1", "--log-format", "json", *options]
         environment = {**os.environ, "PENSTOCK_HEALTH_DIR": str(folder)}
         with self._log.open("wb") as log:
