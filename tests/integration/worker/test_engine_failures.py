@@ -1,4 +1,4 @@
-"""When the engine breaks: a step takes its own jobs back for a retry, a dead thread takes the worker, neither the queue."""
+"""When the engine breaks: a step sends its own jobs into a retry, a dead thread ends the worker; the queue goes on."""
 
 from __future__ import annotations
 
