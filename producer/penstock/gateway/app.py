@@ -14,6 +14,7 @@ from penstock.aio import AsyncClient
 from penstock.gateway import errors, native
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
+from penstock.gateway.openai import routes as openai
 from penstock.gateway.settings import GatewaySettings
 from penstock_core import __version__
 
@@ -37,6 +38,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.handler = RequestHandler(client)
     app.state.meters = RequestMeters()
     app.include_router(native.router)
+    app.include_router(openai.router)
     errors.install(app)
     if settings.cors_origins:
         app.add_middleware(

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from penstock.gateway.auth import Unauthorized
 from penstock.gateway.handler import error_body
 from penstock.gateway.models import ErrorBody
+from penstock.gateway.openai import errors as openai
 from penstock_core.protocol.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -34,17 +35,18 @@ _STATUS: tuple[tuple[type[PenstockError], int], ...] = (
     (ResultTimeout, 504),
     (BrokerUnavailable, 503),
 )
+_OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/files", "/v1/batches")
 
 
 def status_of(error: PenstockError) -> int:
     """The HTTP status that says what kind of error this is."""
-    if isinstance(error, JobError) and error.code == "invalid_request":
+    if isinstance(error, JobError) and error.code in ("invalid_request", "wrong_model"):
         return 422
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of this house with an `ErrorBody`."""
+    """Answer every error of this house with an `ErrorBody`, and on OpenAI's routes with OpenAI's error object."""
 
     @app.exception_handler(PenstockError)
     async def on_penstock_error(request: Request, error: PenstockError) -> JSONResponse:
@@ -53,6 +55,9 @@ def install(app: FastAPI) -> None:
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
+        if _is_openai(request):
+            status, body = openai.error_object(error)
+            return JSONResponse({"error": body}, status, headers)
         return _answer(status_of(error), error_body(error), headers)
 
     @app.exception_handler(RequestValidationError)
@@ -63,13 +68,24 @@ def install(app: FastAPI) -> None:
         if first["type"] == "extra_forbidden":
             message = "unknown option; remove it or check its spelling"
         field = ".".join(place) or "request"
+        if _is_openai(request):
+            body = openai.body(f"{field}: {message}", "invalid_request_error", None, field)
+            return JSONResponse({"error": body}, 400)
         return _answer(422, ErrorBody(code="invalid_request", message=f"{field}: {message}", field=field))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-        body = ErrorBody(code=codes.get(error.status_code, "http_error"), message=str(error.detail))
+        code = codes.get(error.status_code, "http_error")
+        if _is_openai(request):
+            shown = openai.body(str(error.detail), "invalid_request_error", code)
+            return JSONResponse({"error": shown}, error.status_code, error.headers)
+        body = ErrorBody(code=code, message=str(error.detail))
         return _answer(error.status_code, body, dict(error.headers or {}))
+
+
+def _is_openai(request: Request) -> bool:
+    return request.url.path.startswith(_OPENAI)
 
 
 def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from penstock.aio import AsyncJobHandle
+from penstock.gateway.connection import while_connected, with_keepalive
 from penstock.gateway.handler import RequestHandler, error_body
 from penstock.gateway.metrics import CONTENT_TYPE, exposition
 from penstock.gateway.models import (
@@ -28,8 +28,6 @@ from penstock.gateway.models import (
 from penstock.gateway.settings import GatewaySettings
 from penstock_core.protocol.errors import InvalidRequest, JobError, PenstockError
 from penstock_core.protocol.jobs import JobState
-
-T = TypeVar("T")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorBody, "description": "no API key, or one that nobody has"},
@@ -72,13 +70,13 @@ async def generate(
 ) -> GenerateResponse:
     """Submit one prompt and wait for its result; a client that hangs up cancels it (unless configured otherwise)."""
     work = handler.generate(body, tenant, idempotency_key=idempotency_key, traceparent=traceparent)
-    return await _while_connected(request, work)
+    return await while_connected(request, work)
 
 
 @router.post("/v1/batch", responses=ERRORS, summary="Generate several at once")
 async def batch(body: BatchRequest, request: Request, tenant: Tenant, handler: Handler) -> BatchResponse:
     """Submit all in one round trip and wait for all. An item that fails has an error in its place."""
-    return await _while_connected(request, handler.generate_batch(body, tenant))
+    return await while_connected(request, handler.generate_batch(body, tenant))
 
 
 @router.post("/v1/jobs", status_code=202, responses=ERRORS, summary="Submit a job")
@@ -135,7 +133,7 @@ async def stream(
     job = handler.client.job(job_id)
     settings: GatewaySettings = request.app.state.settings
     return StreamingResponse(
-        _with_keepalive(_events(job, position, index), settings.keepalive_s),
+        with_keepalive(_events(job, position, index), settings.keepalive_s),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -231,45 +229,3 @@ async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -
 def _event(kind: str, data: dict[str, Any], event_id: str | None = None) -> str:
     head = f"event: {kind}\n" + (f"id: {event_id}\n" if event_id is not None else "")
     return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-async def _with_keepalive(events: AsyncIterator[str], every_s: float) -> AsyncIterator[str]:
-    """The events, and a comment wherever none came for a while."""
-    step = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({step}, timeout=every_s)
-            if not done:
-                yield ": alive\n\n"
-                continue
-            event = step.result()
-            if event is None:
-                return
-            yield event
-            step = asyncio.ensure_future(anext(events, None))
-    finally:
-        step.cancel()
-        await asyncio.gather(step, return_exceptions=True)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled where the client hangs up first."""
-    settings: GatewaySettings = request.app.state.settings
-    task = asyncio.ensure_future(work)
-    if not settings.cancel_on_disconnect:
-        return await task
-
-    async def gone() -> None:
-        while not await request.is_disconnected():  # noqa: ASYNC110 - starlette has no event for it
-            await asyncio.sleep(0.25)
-
-    watcher = asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        watcher.cancel()
-        task.cancel()
-        await asyncio.gather(watcher, task, return_exceptions=True)

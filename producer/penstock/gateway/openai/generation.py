@@ -1,0 +1,205 @@
+"""Running one OpenAI request: its jobs submitted together, awaited together or streamed together.
+
+All choices of all prompts are numbered through: prompt number times `n`, plus the choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from penstock.aio import AsyncClient, AsyncJobHandle
+from penstock.gateway.openai.errors import error_object
+from penstock.gateway.openai.requests import ChatBody, CompletionBody, GenerationBody
+from penstock.gateway.openai.responses import Answer, Logprobs, total
+from penstock_core.protocol.errors import PenstockError, QueueFull
+from penstock_core.protocol.events import TokenChunk
+from penstock_core.protocol.jobs import JobResult, Usage
+from penstock_core.protocol.requests import GenerationRequest, JobOptions
+
+TIMEOUT_S = 600.0
+"""How long a request without a deadline waits; the official client gives up at the same time."""
+
+Body = ChatBody | CompletionBody
+
+
+def item(request: GenerationRequest, options: JobOptions) -> dict[str, Any]:
+    """An item of `submit_many`."""
+    return {"request": request, **{name: getattr(options, name) for name in options.model_fields_set}}
+
+
+class Generation:
+    """The jobs of one request. Made by `begin`."""
+
+    def __init__(self, body: Body, handles: list[AsyncJobHandle]) -> None:
+        self.body = body
+        self.handles = handles
+        self._choices = body.n or 1
+        self._answer = Answer("chat" if isinstance(body, ChatBody) else "text", handles[0].id, body.model)
+        self._wants_logprobs = wants_logprobs(body)
+        self._ended = False
+        self._opened = False
+
+    @classmethod
+    async def begin(
+        cls, client: AsyncClient, body: Body, tenant: str, idempotency_key: str | None, traceparent: str | None
+    ) -> Generation:
+        """Submit all jobs in one round trip. Raises `InvalidRequest`, `QueueFull` (and then none of them runs)."""
+        jobs = body.jobs()
+        items = []
+        for number, job in enumerate(jobs):
+            key = idempotency_key if idempotency_key is None or len(jobs) == 1 else f"{idempotency_key}:{number}"
+            items.append(item(job, body.delivery(tenant, idempotency_key=key, traceparent=traceparent)))
+        outcomes = await client.submit_many(items)
+        handles = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
+        refusal = next((outcome for outcome in outcomes if isinstance(outcome, QueueFull)), None)
+        if refusal is not None:
+            await asyncio.gather(*(handle.cancel() for handle in handles), return_exceptions=True)
+            raise refusal
+        return cls(body, handles)
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer, once all jobs have ended. Raises `JobError`, `ResultTimeout`."""
+        try:
+            results = await asyncio.gather(*(self._result(handle) for handle in self.handles))
+            self._ended = True
+        finally:
+            self.abandon()
+        choices = []
+        for number, (result, chunks) in enumerate(results):
+            for choice in result.choices:
+                index = number * self._choices + choice.index
+                mine = [chunk for chunk in chunks if chunk.index == choice.index]
+                choices.append(self._answer.choice(index, choice, Logprobs.of(mine) if self._wants_logprobs else None))
+        return self._answer.whole(choices, total(result.usage for result, _ in results))
+
+    async def _result(self, handle: AsyncJobHandle) -> tuple[JobResult, list[TokenChunk]]:
+        chunks: list[TokenChunk] = []
+        if self._wants_logprobs:  # only the stream has each token's text
+            async with aclosing(handle.stream(timeout=TIMEOUT_S)) as stream:
+                chunks = [chunk async for chunk in stream]
+        return await handle.result(TIMEOUT_S), chunks
+
+    async def opened(self, within_s: float) -> AsyncIterator[str]:
+        """The events, once the first is there or `within_s` is over. Until then errors are raised."""
+        events = self._events()
+        first = asyncio.ensure_future(anext(events))
+        try:
+            await asyncio.wait({first}, timeout=within_s)
+            if first.done():
+                first.result()
+        except BaseException:
+            first.cancel()
+            self.abandon()
+            raise
+        self._opened = True
+        return _chained(first, events)
+
+    async def _events(self) -> AsyncGenerator[str]:
+        """Server-sent events up to `[DONE]`; an error that comes late is one of them."""
+        lengths: dict[int, int] = {}
+        try:
+            async for number, chunk in self._merged():
+                index = number * self._choices + chunk.index
+                choices = []
+                if index not in lengths:
+                    lengths[index] = 0
+                    if self._answer.kind == "chat":
+                        choices.append(self._answer.opening(index))
+                logprobs = Logprobs.of([chunk], lengths[index]) if self._wants_logprobs and chunk.token_ids else None
+                lengths[index] += len(chunk.text)
+                choices.append(self._answer.delta(index, chunk, logprobs))
+                for choice in choices:
+                    yield _event(self._answer.piece([choice]))
+            usage = await self._usage()
+            self._ended = True
+            if self.body.include_usage:
+                yield _event(self._answer.piece([], usage))
+        except PenstockError as error:
+            if not self._opened:
+                raise
+            yield _event({"error": error_object(error)[1]})
+        finally:
+            self.abandon()
+        yield "data: [DONE]\n\n"
+
+    async def _usage(self) -> Usage:
+        return total([(await handle.result(TIMEOUT_S)).usage for handle in self.handles])
+
+    async def _merged(self) -> AsyncIterator[tuple[int, TokenChunk]]:
+        """The chunks of all jobs as they come, with their job's number."""
+        if len(self.handles) == 1:
+            async with aclosing(self.handles[0].stream(timeout=TIMEOUT_S)) as stream:
+                async for chunk in stream:
+                    yield 0, chunk
+            return
+        inbox: asyncio.Queue[tuple[int, TokenChunk | None]] = asyncio.Queue(256)
+
+        async def feed(number: int, handle: AsyncJobHandle) -> None:
+            async with aclosing(handle.stream(timeout=TIMEOUT_S)) as stream:
+                async for chunk in stream:
+                    await inbox.put((number, chunk))
+
+        async def feed_all() -> None:
+            try:
+                await asyncio.gather(*(feed(number, handle) for number, handle in enumerate(self.handles)))
+            finally:
+                await inbox.put((0, None))
+
+        feeding = asyncio.ensure_future(feed_all())
+        try:
+            while True:
+                number, arrived = await inbox.get()
+                if arrived is None:
+                    break
+                yield number, arrived
+            await feeding
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+    def abandon(self) -> None:
+        """Cancel what has not ended, unless an earlier request had submitted it."""
+        if self._ended:
+            return
+        self._ended = True
+        for handle in self.handles:
+            if not handle.duplicate:
+                task = asyncio.ensure_future(_cancel(handle))
+                _CANCELLING.add(task)
+                task.add_done_callback(_CANCELLING.discard)
+
+
+_CANCELLING: set[asyncio.Future[None]] = set()  # the loop itself holds tasks only weakly
+
+
+async def _cancel(handle: AsyncJobHandle) -> None:
+    try:
+        await handle.cancel()
+    except PenstockError:
+        return  # it is gone, or Redis is: there is nobody left to tell
+
+
+def wants_logprobs(body: GenerationBody) -> bool:
+    """Whether log-probabilities were asked for: true or a number of a chat, a number (0 as well) of a completion."""
+    if isinstance(body, CompletionBody):
+        return body.logprobs is not None
+    return isinstance(body, ChatBody) and bool(body.logprobs)
+
+
+async def _chained(first: asyncio.Future[str], rest: AsyncGenerator[str]) -> AsyncIterator[str]:
+    try:
+        yield await first
+        async for event in rest:
+            yield event
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await rest.aclose()
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
