@@ -190,13 +190,18 @@ class Claimer:
             result = JobResult(worker=self._worker_id, model=self._served_name)
             self._publisher.end(job, Finish(state, result))
         else:
+            claimed = job.claimed
             self._metrics.resumed_tokens.inc(verdict.resumed_tokens)
-            job.log.info(
-                "started",
+            job.log.log(
+                logging.DEBUG if claimed.attempt == 1 else logging.INFO,
+                "started" if claimed.attempt == 1 else "resumed",
                 extra={
                     "prompt_tokens": job.prompt_tokens,
                     "resumed_tokens": verdict.resumed_tokens,
-                    "queue_ms": job.queue_ms,
+                    "queue_ms": round(job.queue_ms),
                 },
             )
-            self._engine.submit(verdict.request)
+            try:
+                self._engine.submit(verdict.request)
+            except RuntimeError:  # its thread died; the worker will end, and the job goes back with the others
+                self._publisher.engine_died.set()

@@ -39,7 +39,7 @@ class HeldJob:
     log: JobLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = JobLog(_logger, self.claimed.job_id, self.claimed.attempt)
+        self.log = JobLog(_logger, self.claimed.job_id, self.claimed.attempt, self.claimed.traceparent)
 
     @property
     def job_id(self) -> str:

@@ -80,8 +80,8 @@ class WorkerSettings(BaseModel):
         Literal["auto", "float32", "float16", "bfloat16", "int8"], Field(description="precision of the KV cache")
     ] = "auto"
     deterministic: Annotated[
-        bool, Field(description="the same seed gives the same tokens bit for bit, whatever else is in the batch")
-    ] = True
+        bool, Field(description="logits equal bit for bit whatever else is in the batch, at some cost of speed")
+    ] = False
 
     lease_s: Annotated[
         float, Field(ge=0.5, le=3600, description="a job is reclaimed this long after its last renewal")

@@ -34,10 +34,13 @@ def configure(level: str, log_format: LogFormat, worker_id: str, stream: TextIO 
 
 
 class JobLog(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose every line carries a job's id and attempt."""
+    """A logger whose every line carries a job's id and attempt, and its submitter's trace id if there is one."""
 
-    def __init__(self, logger: logging.Logger, job_id: str, attempt: int) -> None:
-        super().__init__(logger, {"job": job_id, "attempt": attempt})
+    def __init__(self, logger: logging.Logger, job_id: str, attempt: int, traceparent: str | None = None) -> None:
+        fields: dict[str, object] = {"job": job_id, "attempt": attempt}
+        if traceparent is not None:
+            fields["trace_id"] = traceparent.split("-")[1]
+        super().__init__(logger, fields)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add the job's fields to those of the line."""

@@ -40,6 +40,12 @@ def test_json_lines_carry_worker_job_attempt_and_fields(lines: io.StringIO) -> N
     }
 
 
+def test_a_traced_job_says_whose_trace_it_belongs_to(lines: io.StringIO) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    JobLog(logger(lines, JsonFormatter("w1")), "job1", 1, trace).info("completed")
+    assert json.loads(lines.getvalue())["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 def test_an_exception_stays_on_its_json_line(lines: io.StringIO) -> None:
     try:
         raise ValueError("a\nb")
