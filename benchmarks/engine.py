@@ -188,16 +188,18 @@ def memory_bandwidth_bytes_per_s(*, quick: bool) -> float:
 
 
 def cache_packing(max_len: int = 2048, page_size: int = 16) -> dict[str, float]:
-    """Sequences held by pages and by contiguous max-length rows in equal bytes, on a mix of lengths 32 to 1024."""
+    """Sequences that fit equal bytes: pages, filled until the allocator has none left, and contiguous max-length rows.
+
+    The mix of lengths is log-uniform from 32 to 1024 tokens.
+    """
+    from penstock_core.cache import PagedAttentionKVCache
+
     shape = random.Random(1)
     contiguous = 32
-    budget = contiguous * max_len
-    paged = used = 0
-    while True:
-        length = int(2 ** shape.uniform(5, 10))
-        used += -(-length // page_size) * page_size
-        if used > budget:
-            break
+    cache = PagedAttentionKVCache(contiguous * max_len // page_size, page_size)
+    paged = 0
+    while (wanted := -(-int(2 ** shape.uniform(5, 10)) // page_size)) <= cache.num_available:
+        cache.allocate(wanted)
         paged += 1
     return {"max_len": max_len, "contiguous": contiguous, "paged": paged, "ratio": paged / contiguous}
 
