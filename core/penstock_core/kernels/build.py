@@ -1,8 +1,8 @@
 """Compile the C kernels: one shared library, each file once per instruction set.
 
-Runs at first use, into the user's cache folder, where a compiler is found; `python -m penstock_core.kernels.build
-<folder>` does it ahead of time, for images without a compiler. The library's name holds a digest of the sources, the
-flags and the compiler, so a stale one is never loaded.
+Runs at first use, into the user's cache folder, where a compiler is found; `python -m penstock_core.kernels.build`
+does it ahead of time, beside the sources or into a given folder, for images without a compiler. The library's name
+holds a digest of the sources and the flags, so a stale one is never loaded.
 """
 
 from __future__ import annotations
@@ -100,4 +100,4 @@ def _run_all(commands: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCES.parent))
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCES.parent, tuple(sys.argv[2:])))
