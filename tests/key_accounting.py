@@ -59,6 +59,11 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
     if name == "workers":
         gone = [worker for worker in client.hkeys(key) if client.zscore(prefix + "heartbeats", worker) is None]
         return f"records of {gone} without heartbeat" if gone else None
+    if kind in ("file", "filedata", "files", "batch", "batches"):
+        return None if has_ttl else "no TTL"
+    if name == "batchwork":
+        gone = [batch for batch in client.zrange(key, 0, -1) if not client.exists(f"{prefix}batch:{batch.decode()}")]
+        return f"names {gone}, which are no batches" if gone else None
     if name == "heartbeats":
         return None  # reclaim forgets the workers in it
     return "not in the catalogue of protocol/keys.py"

@@ -27,6 +27,12 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:affinity` | hash | slot of a cache-affinity tag -> the worker that last ran one, and when | the queue's; at most 65,536 slots |
 | `penstock:{q}:stats` | hash | counters and gauges of the queue | the queue's |
 | `penstock:{q}:config` | hash | the operator's bounds for the queue | the queue's |
+| `penstock:{q}:file:<id>` | hash | a gateway's uploaded or produced file: owner, name, size | file TTL |
+| `penstock:{q}:filedata:<id>` | string | its bytes | file TTL |
+| `penstock:{q}:files:<tenant>` | zset | a tenant's files by time of creation | file TTL after the last one |
+| `penstock:{q}:batch:<id>` | hash | a gateway's batch: its record, progress and driver | its window plus the file TTL |
+| `penstock:{q}:batches:<tenant>` | zset | a tenant's batches by time of creation | as its youngest batch |
+| `penstock:{q}:batchwork` | zset | unfinished batches by when another gateway may drive them | while they are unfinished |
 """
 
 # ruff: noqa: E501  (the catalogue is a table)
@@ -155,3 +161,28 @@ class QueueKeys:
     def config(self) -> str:
         """Hash of the operator's bounds."""
         return self.prefix + "config"
+
+    def file(self, file_id: str) -> str:
+        """Hash of a gateway's file."""
+        return f"{self.prefix}file:{file_id}"
+
+    def filedata(self, file_id: str) -> str:
+        """The file's bytes."""
+        return f"{self.prefix}filedata:{file_id}"
+
+    def files(self, tenant: str) -> str:
+        """Zset of a tenant's files."""
+        return f"{self.prefix}files:{tenant}"
+
+    def batch(self, batch_id: str) -> str:
+        """Hash of a gateway's batch."""
+        return f"{self.prefix}batch:{batch_id}"
+
+    def batches(self, tenant: str) -> str:
+        """Zset of a tenant's batches."""
+        return f"{self.prefix}batches:{tenant}"
+
+    @property
+    def batchwork(self) -> str:
+        """Zset of unfinished batches."""
+        return self.prefix + "batchwork"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,11 @@ from penstock.aio import AsyncClient
 from penstock.gateway import errors, native
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
+from penstock.gateway.openai import batch_routes
 from penstock.gateway.openai import routes as openai
+from penstock.gateway.openai.batches import BatchStore
+from penstock.gateway.openai.driver import BatchDriver
+from penstock.gateway.openai.files import FileStore
 from penstock.gateway.settings import GatewaySettings
 from penstock_core import __version__
 
@@ -26,7 +31,16 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with client:
-            yield
+            files = FileStore(client.settings.url, client.settings.keys)
+            app.state.files, app.state.batches = files, BatchStore(files)
+            app.state.driver = BatchDriver(app.state.batches, client)
+            driving = asyncio.ensure_future(app.state.driver.run())
+            try:
+                yield
+            finally:
+                driving.cancel()
+                await asyncio.gather(driving, return_exceptions=True)
+                await files.close()
 
     app = FastAPI(
         title="Penstock",
@@ -39,6 +53,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.meters = RequestMeters()
     app.include_router(native.router)
     app.include_router(openai.router)
+    app.include_router(batch_routes.router)
     errors.install(app)
     if settings.cors_origins:
         app.add_middleware(

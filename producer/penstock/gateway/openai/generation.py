@@ -32,11 +32,22 @@ def item(request: GenerationRequest, options: JobOptions) -> dict[str, Any]:
 
 
 class Generation:
-    """The jobs of one request. Made by `begin`."""
+    """The jobs of one request.
 
-    def __init__(self, body: Body, handles: list[AsyncJobHandle]) -> None:
+    Args:
+        body: the request.
+        handles: its jobs, one per prompt.
+        timeout_s: how long to wait for them; None: as long as they take.
+        keep: leave them running when nobody waits any more.
+    """
+
+    def __init__(
+        self, body: Body, handles: list[AsyncJobHandle], *, timeout_s: float | None = TIMEOUT_S, keep: bool = False
+    ) -> None:
         self.body = body
         self.handles = handles
+        self._timeout_s = timeout_s
+        self._keep = keep
         self._choices = body.n or 1
         self._answer = Answer("chat" if isinstance(body, ChatBody) else "text", handles[0].id, body.model)
         self._wants_logprobs = wants_logprobs(body)
@@ -45,7 +56,14 @@ class Generation:
 
     @classmethod
     async def begin(
-        cls, client: AsyncClient, body: Body, tenant: str, idempotency_key: str | None, traceparent: str | None
+        cls,
+        client: AsyncClient,
+        body: Body,
+        tenant: str,
+        idempotency_key: str | None,
+        traceparent: str | None,
+        *,
+        keep: bool = False,
     ) -> Generation:
         """Submit all jobs in one round trip. Raises `InvalidRequest`, `QueueFull` (and then none of them runs)."""
         jobs = body.jobs()
@@ -59,7 +77,7 @@ class Generation:
         if refusal is not None:
             await asyncio.gather(*(handle.cancel() for handle in handles), return_exceptions=True)
             raise refusal
-        return cls(body, handles)
+        return cls(body, handles, keep=keep)
 
     async def whole(self) -> dict[str, Any]:
         """The answer, once all jobs have ended. Raises `JobError`, `ResultTimeout`."""
@@ -79,9 +97,9 @@ class Generation:
     async def _result(self, handle: AsyncJobHandle) -> tuple[JobResult, list[TokenChunk]]:
         chunks: list[TokenChunk] = []
         if self._wants_logprobs:  # only the stream has each token's text
-            async with aclosing(handle.stream(timeout=TIMEOUT_S)) as stream:
+            async with aclosing(handle.stream(timeout=self._timeout_s)) as stream:
                 chunks = [chunk async for chunk in stream]
-        return await handle.result(TIMEOUT_S), chunks
+        return await handle.result(self._timeout_s), chunks
 
     async def opened(self, within_s: float) -> AsyncIterator[str]:
         """The events, once the first is there or `within_s` is over. Until then errors are raised."""
@@ -127,19 +145,19 @@ class Generation:
         yield "data: [DONE]\n\n"
 
     async def _usage(self) -> Usage:
-        return total([(await handle.result(TIMEOUT_S)).usage for handle in self.handles])
+        return total([(await handle.result(self._timeout_s)).usage for handle in self.handles])
 
     async def _merged(self) -> AsyncIterator[tuple[int, TokenChunk]]:
         """The chunks of all jobs as they come, with their job's number."""
         if len(self.handles) == 1:
-            async with aclosing(self.handles[0].stream(timeout=TIMEOUT_S)) as stream:
+            async with aclosing(self.handles[0].stream(timeout=self._timeout_s)) as stream:
                 async for chunk in stream:
                     yield 0, chunk
             return
         inbox: asyncio.Queue[tuple[int, TokenChunk | None]] = asyncio.Queue(256)
 
         async def feed(number: int, handle: AsyncJobHandle) -> None:
-            async with aclosing(handle.stream(timeout=TIMEOUT_S)) as stream:
+            async with aclosing(handle.stream(timeout=self._timeout_s)) as stream:
                 async for chunk in stream:
                     await inbox.put((number, chunk))
 
@@ -163,7 +181,7 @@ class Generation:
 
     def abandon(self) -> None:
         """Cancel what has not ended, unless an earlier request had submitted it."""
-        if self._ended:
+        if self._ended or self._keep:
             return
         self._ended = True
         for handle in self.handles:

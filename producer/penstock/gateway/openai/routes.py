@@ -89,10 +89,12 @@ async def _answer(
     idempotency_key: str | None,
     traceparent: str | None,
 ) -> Response:
-    generation = await Generation.begin(handler.client, body, tenant, idempotency_key, traceparent)
+    settings: GatewaySettings = request.app.state.settings
+    generation = await Generation.begin(
+        handler.client, body, tenant, idempotency_key, traceparent, keep=not settings.cancel_on_disconnect
+    )
     if not body.stream:
         return JSONResponse(await while_connected(request, generation.whole()))
-    settings: GatewaySettings = request.app.state.settings
     events = await while_connected(request, generation.opened(settings.keepalive_s))
     return StreamingResponse(
         with_keepalive(events, settings.keepalive_s),
