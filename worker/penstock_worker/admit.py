@@ -14,7 +14,7 @@ from penstock_core.pipeline import EngineRequest
 from penstock_core.protocol.codec import decode_request
 from penstock_core.protocol.errors import InvalidRequest, UndecodableRecord
 from penstock_core.protocol.jobs import JobResult, JobState, Timings, Usage
-from penstock_core.protocol.requests import MAX_SEED, GenerationRequest
+from penstock_core.protocol.requests import MAX_SEED, GenerationRequest, SamplingParams
 from penstock_worker.engine import Engine
 from penstock_worker.held import HeldJob
 from penstock_worker.outbox import Bury, Ending, Fail, Finish
@@ -63,11 +63,12 @@ def admit(job: HeldJob, engine: Engine, *, served_name: str, worker_id: str) -> 
     return Run(wanted, sum(len(choice.token_ids) for choice in choices))
 
 
-def resolved_seed(request: GenerationRequest, job_id: str) -> int:
-    """The request's seed, or one that every attempt of the job derives alike."""
-    if request.sampling.seed is not None:
-        return request.sampling.seed
-    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") & MAX_SEED
+def with_seed(sampling: SamplingParams, job_id: str) -> SamplingParams:
+    """The options, with a seed that every attempt of the job derives alike where the request brought none."""
+    if sampling.seed is not None:
+        return sampling
+    seed = int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:8], "big") & MAX_SEED
+    return sampling.model_copy(update={"seed": seed})
 
 
 def _refused(error: InvalidRequest) -> Fail:
@@ -99,7 +100,7 @@ def _engine_request(
     return EngineRequest(
         request_id=job.request_id,
         prompt_token_ids=prompt,
-        sampling=request.sampling.model_copy(update={"seed": resolved_seed(request, claimed.job_id)}),
+        sampling=with_seed(request.sampling, claimed.job_id),
         priority=claimed.priority,
         deadline_s=deadline_s,
         cache_salt=claimed.tenant,

@@ -25,6 +25,7 @@ class HeldJob:
 
     Attributes:
         claimed: what the claim returned.
+        request_id: the engine's name for this attempt; another attempt of the job on this worker is another request.
         claimed_at: this process's monotonic time when the claim was answered; with `claimed.claimed_ms` it relates the
             server's clock to ours, so that no two machines' clocks are ever compared.
         stopping: why the engine was told to stop it; its result then reports that.
@@ -36,25 +37,22 @@ class HeldJob:
     prompt_tokens: int = 0
     stopping: FinishReason | None = None
     ended: bool = False
-    log: JobLog = field(init=False)
+    job_id: str = field(init=False)
+    request_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = JobLog(_logger, self.claimed.job_id, self.claimed.attempt, self.claimed.traceparent)
+        self.job_id = self.claimed.job_id
+        self.request_id = f"{self.claimed.job_id}#{self.claimed.attempt}"
 
     @property
-    def job_id(self) -> str:
-        """The job."""
-        return self.claimed.job_id
+    def log(self) -> JobLog:
+        """A logger for lines about this job."""
+        return JobLog(_logger, self.job_id, self.attempt, self.claimed.traceparent)
 
     @property
     def attempt(self) -> int:
         """The fencing token: every write to Redis carries it."""
         return self.claimed.attempt
-
-    @property
-    def request_id(self) -> str:
-        """The engine's name for this attempt; another attempt of the same job on this worker is another request."""
-        return f"{self.claimed.job_id}#{self.claimed.attempt}"
 
     @property
     def queue_ms(self) -> float:

@@ -29,6 +29,7 @@ from penstock_core.protocol.broker_check import BrokerWarning as BrokerWarning
 from penstock_core.protocol.broker_check import check_broker as check_broker
 from penstock_core.protocol.broker_check import check_broker_async as check_broker_async
 from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguration
+from penstock_core.protocol.packing import pack_in_c
 
 TIMEOUT_S = 5.0
 BLOCKING_MARGIN_S = 5.0
@@ -167,7 +168,7 @@ def connect_async(
         try:
             client = redis.asyncio.Redis.from_url(url, retry=retry, **settings)
             client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-            return client
+            return pack_in_c(client)
         except (ValueError, TypeError) as error:
             raise InvalidConfiguration("redis", f"{masked(url)!r}: {error}") from None
     broker = _parse(url)
@@ -176,7 +177,7 @@ def connect_async(
             broker.nodes, sentinel_kwargs={"socket_timeout": timeout_s, **broker.sentinel_options}
         )
         master = sentinel.master_for(broker.service, retry=retry, **settings, **broker.options)
-        return cast(redis.asyncio.Redis, master)
+        return pack_in_c(cast(redis.asyncio.Redis, master))
     nodes = [AsyncClusterNode(host, port) for host, port in broker.nodes]
     if max_connections is None:
         del settings["max_connections"]
