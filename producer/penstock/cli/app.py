@@ -14,6 +14,7 @@ _JOBS, _RUN, _SEE = "Jobs", "Run", "See"
 ENTRIES = (
     Entry("demo", _SEE, "Watch the whole thing work, one worker killed mid-stream, nothing lost.", "penstock.cli.demo"),
     Entry("submit", _JOBS, "Submit a prompt; wait for the answer or stream it live.", "penstock.cli.submit"),
+    Entry("batch", _JOBS, "Run a file of requests; answers in its order, resumable.", "penstock.cli.batch"),
     Entry("watch", _JOBS, "Stream the tokens of one job or several, from any offset.", "penstock.cli.watch"),
     Entry("result", _JOBS, "Print the result of a job, waiting for it if it still runs.", "penstock.cli.result"),
     Entry("cancel", _JOBS, "Cancel jobs, queued or running.", "penstock.cli.cancel"),
