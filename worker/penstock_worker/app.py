@@ -109,7 +109,8 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
 async def _say_loading(health_file: HealthFile, settings: WorkerSettings, drain: Drain) -> None:
     if settings.supervisor_pid not in (None, os.getppid()) and not drain.requested.is_set():
         drain.request("the supervisor is gone")
-    health_file.write(Health(settings.worker_id or "", os.getpid(), "loading", True, 0, time.time()))
+    health = Health(settings.worker_id or "", os.getpid(), "loading", True, 0, time.time())
+    await asyncio.to_thread(health_file.write, health)
     await asyncio.sleep(settings.heartbeat_s)
 
 

@@ -11,8 +11,9 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 STALE_AFTER_S = 20.0
@@ -26,6 +27,7 @@ class Health:
     Attributes:
         status: `loading`, `ready`, `draining`, or `stalled` (the engine has work and makes no progress).
         written_at: epoch seconds.
+        born_ticks: the process's start, as the kernel counts it: a restarted container uses its process ids again.
     """
 
     worker_id: str
@@ -34,6 +36,7 @@ class Health:
     broker_up: bool
     held: int
     written_at: float
+    born_ticks: int = 0
 
     @property
     def is_healthy(self) -> bool:
@@ -53,15 +56,22 @@ class HealthFile:
         self._path = (folder or default_folder()) / f"{worker_id}.json"
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+        self._lock = threading.Lock()  # the worker writes in threads of its own: disks are slow
+        self._removed = False
+
     def write(self, health: Health) -> None:
         """Replace the file in one move, so that no reader sees half of it."""
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(asdict(health)))
-        fresh.replace(self._path)
+        with self._lock:
+            if not self._removed:
+                fresh.write_text(json.dumps(asdict(replace(health, born_ticks=born_ticks(health.pid)))))
+                fresh.replace(self._path)
 
     def remove(self) -> None:
-        """The worker ends."""
-        self._path.unlink(missing_ok=True)
+        """The worker ends; a write still under way comes to nothing."""
+        with self._lock:
+            self._removed = True
+            self._path.unlink(missing_ok=True)
 
 
 def read_all(folder: Path) -> list[Health]:
@@ -72,21 +82,29 @@ def read_all(folder: Path) -> list[Health]:
             health = Health(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             continue
-        if _lives(health.pid):
+        if _lives(health):
             found.append(health)
         else:
             path.unlink(missing_ok=True)
     return found
 
 
-def _lives(pid: int) -> bool:
+def born_ticks(pid: int) -> int:
+    """When a process started, in the kernel's ticks since boot; 0 where the system does not tell."""
     try:
-        os.kill(pid, 0)
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _lives(health: Health) -> bool:
+    try:
+        os.kill(health.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return born_ticks(health.pid) == health.born_ticks
 
 
 def main() -> int:

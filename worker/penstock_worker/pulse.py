@@ -138,7 +138,6 @@ class Pulse:
         orphaned = self._settings.supervisor_pid not in (None, os.getppid())
         if orphaned and not self._drain.requested.is_set():
             self._drain.request("the supervisor is gone")
-        self._health_file.write(self.health())
 
     def _measure_rate(self, now: float) -> None:
         """An exponentially weighted mean of the tokens generated a second."""
@@ -150,4 +149,5 @@ class Pulse:
 
     async def _iterate(self) -> None:
         self.beat()
+        await asyncio.to_thread(self._health_file.write, self.health())  # a slow disk must not hold up the tokens
         await asyncio.sleep(self._settings.heartbeat_s)

@@ -72,6 +72,23 @@ def test_files_of_dead_processes_do_not_count_and_are_removed(folder: Path) -> N
     assert [path.name for path in folder.iterdir()] == ["w2.json"]
 
 
+def test_a_file_of_a_process_whose_number_is_used_again_does_not_count(folder: Path) -> None:
+    """A restarted container numbers its processes as before, and its old worker's file was stale for ever."""
+    HealthFile(folder, "w1").write(of())
+    path = folder / "w1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "born_ticks": 1, "status": "stalled"}))
+    HealthFile(folder, "w2").write(of("w2"))
+    assert health.main() == 0
+    assert not path.exists()
+
+
+def test_a_write_that_comes_after_the_removal_writes_nothing(folder: Path) -> None:
+    file = HealthFile(folder, "w1")
+    file.remove()
+    file.write(of())
+    assert list(folder.iterdir()) == []
+
+
 def test_a_damaged_file_is_passed_over(folder: Path) -> None:
     (folder / "odd.json").write_text("{")
     (folder / "older.json").write_text(json.dumps({**asdict(of()), "unknown": 1}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,25 @@ async def test_the_rate_follows_the_tokens(bench: Bench, pulse: Pulse) -> None:
     assert pulse.describe().tokens_per_s == pytest.approx(10.0, rel=0.05)
 
 
-async def test_an_engine_with_work_and_no_progress_is_stalled(bench: Bench, pulse: Pulse, tmp_path: Path) -> None:
+async def test_an_engine_with_work_and_no_progress_is_stalled(bench: Bench, pulse: Pulse) -> None:
     await bench.hold()
     pulse.beat()
-    assert read_all(tmp_path)[0].status == "ready"
+    assert pulse.health().status == "ready"
     bench.clock.tick(STALLED_AFTER_S + 1)
     pulse.beat()
-    assert read_all(tmp_path)[0].status == "stalled"
+    assert pulse.health().status == "stalled"
     await bench.step()
     pulse.beat()
-    assert read_all(tmp_path)[0].status == "ready"
+    assert pulse.health().status == "ready"
+
+
+async def test_it_writes_the_health_file_and_takes_it_along(pulse: Pulse, tmp_path: Path) -> None:
+    pulse.start()
+    async with asyncio.timeout(10):
+        while not read_all(tmp_path):
+            await asyncio.sleep(0.01)
+    await pulse.shutdown()
+    assert read_all(tmp_path) == []
 
 
 async def test_an_idle_engine_is_not_stalled(bench: Bench, pulse: Pulse) -> None:
