@@ -89,6 +89,7 @@ class AsyncReader:
 
     def unwatch(self, keys: QueueKeys, feed: Feed, inbox: Inbox) -> None:
         """Close an inbox."""
+        inbox.lost = True  # it takes no more, even where the table is busy
         self._tables[keys.queue].close(feed, inbox)
         if feed.channel is not None and self._subscriptions.remove(feed.channel):
             self._send("UNSUBSCRIBE", feed.channel)

@@ -138,10 +138,18 @@ class FeedTable:
         with self._lock:
             feed.inboxes += (inbox,)
 
-    def close(self, feed: Feed, inbox: Inbox) -> None:
-        """Stop that."""
-        with self._lock:
+    def close(self, feed: Feed, inbox: Inbox) -> bool:
+        """Stop that, unless the lock is taken; whether it was done.
+
+        It may be called by the garbage collector, in the middle of any of these methods: waiting could be for ever.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
             feed.inboxes = tuple(other for other in feed.inboxes if other is not inbox)
+        finally:
+            self._lock.release()
+        return True
 
     def deliver(self, job_id: str, event: bytes) -> None:
         """An event arrived; nobody waiting for it is no error."""

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,8 @@ class Reader:
         self._broker = broker
         self._tables: dict[str, FeedTable] = {}
         self._subscriptions = Subscriptions()
-        self._changed = threading.Condition()  # guards everything below and the subscriptions
+        self._leaving: deque[tuple[QueueKeys, Feed, Inbox]] = deque()
+        self._changed = threading.Condition(threading.Lock())  # guards everything below and the subscriptions
         self._connection: ConnectionInterface | None = None
         self._failures = 0
         self._failure: Exception | None = None
@@ -82,6 +84,7 @@ class Reader:
 
     def watch(self, keys: QueueKeys, job_id: str, feed: Feed | None, *, chunks: bool) -> tuple[Feed, WaitingInbox]:
         """Open an inbox for a job: at its feed if it was submitted here, else on the job's own channel."""
+        self._let_go()
         table = self.table(keys)
         if feed is None:
             feed = table.obtain(job_id, keys.channel(job_id))
@@ -93,12 +96,29 @@ class Reader:
         return feed, inbox
 
     def unwatch(self, keys: QueueKeys, feed: Feed, inbox: Inbox) -> None:
-        """Close an inbox."""
-        self.table(keys).close(feed, inbox)
-        if feed.channel is not None:
-            with self._changed:
-                if self._subscriptions.remove(feed.channel):
+        """Close an inbox, now or soon.
+
+        Waits for no lock: a stream that its user forgot is closed by the garbage collector, on whatever thread it runs
+        and in the middle of whatever holds the lock there.
+        """
+        inbox.lost = True  # it takes no more
+        self._leaving.append((keys, feed, inbox))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the inboxes that are left, as far as the locks are free."""
+        while self._leaving and self._changed.acquire(blocking=False):
+            try:
+                keys, feed, inbox = self._leaving.popleft()
+                if not self._tables[keys.queue].close(feed, inbox):
+                    self._leaving.append((keys, feed, inbox))
+                    return
+                if feed.channel is not None and self._subscriptions.remove(feed.channel):
                     self._send("UNSUBSCRIBE", feed.channel)
+            except IndexError:
+                return  # another thread was faster
+            finally:
+                self._changed.release()
 
     def confirm(self, channel: str) -> None:
         """Wait until messages of a channel arrive; raises redis-py's or the system's error where that fails."""
@@ -170,6 +190,7 @@ class Reader:
                 self._send("SUBSCRIBE", *names)
         pinged = False
         while self._connection is connection and not self._closed.is_set():
+            self._let_go()
             if connection.can_read(timeout=PING_AFTER_S):
                 pinged = False
                 self._handle(connection.read_response(push_request=True))
