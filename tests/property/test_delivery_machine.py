@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 import fakeredis
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    multiple,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from penstock_core.protocol import transitions as t
 from penstock_core.protocol.jobs import JobState
@@ -32,10 +25,22 @@ from tests.key_accounting import leaked_keys
 from tests.queue_driver import LEASE_MS, REQUEST, QueueDriver
 
 MAX_CRASHES = 3
-WORKERS = ("w1", "w2", "w3")
+WORKERS = ("w1", "w2")
 TENANTS = ("a", "b", "c")
 ENDED = {"completed", "failed", "cancelled", "expired", "dead"}
 workers = st.sampled_from(WORKERS)
+picks = st.integers(0, 1000)
+specs = st.fixed_dictionaries(
+    {
+        "priority": st.sampled_from([0, 4, 5, 9]),
+        "tenant": st.sampled_from(TENANTS),
+        "delay_ms": st.sampled_from([0, 0, 0, 500, 20_000]),
+        "deadline_ms": st.sampled_from([None, None, None, 300, 20_000, 60_000]),
+        "max_retries": st.integers(0, 2),
+        "tokens": st.tuples(st.integers(1, 50), st.integers(1, 50)),
+        "affinity": st.sampled_from(["", "", "x", "y"]),
+    }
+)
 
 
 @dataclass
@@ -62,11 +67,14 @@ class ModelJob:
         return "expired" if self.deadline is not None and self.deadline <= now else "ok"
 
 
-class DeliveryMachine(RuleBasedStateMachine):
-    """Rules are the transitions; `hold` tokens are (job id, attempt, worker), live or long stale."""
+Hold = tuple[str, int, str]
 
-    jobs = Bundle("jobs")
-    holds = Bundle("holds")
+
+class DeliveryMachine(RuleBasedStateMachine):
+    """Few rules of many actions each: Hypothesis leaves out whole rules at random, and without claims nothing happens.
+
+    A hold is (job id, attempt, worker), as a claim gave it; most of those ever given are stale.
+    """
 
     @staticmethod
     def connect() -> redis.Redis:
@@ -77,6 +85,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.client = self.connect()
         self.driver = QueueDriver(self.client, QueueKeys(f"machine-{uuid.uuid4().hex[:12]}"))
         self.model: dict[str, ModelJob] = {}
+        self.holds: list[Hold] = []
         self.counts = dict.fromkeys(t.COUNTERS, 0)
 
     def teardown(self) -> None:
@@ -100,7 +109,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         job.state, job.terminals = state, job.terminals + 1
         self.counts[state] += 1
 
-    def held(self, hold: tuple[str, int, str]) -> ModelJob | None:
+    def held(self, hold: Hold) -> ModelJob | None:
         job = self.model[hold[0]]
         mine = job.state == "running" and job.owner == hold[2] and job.attempt == hold[1]
         return job if mine else None
@@ -111,50 +120,114 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # --- producer
 
-    @initialize(limit=st.sampled_from([5, 100]))
-    def configure(self, limit: int) -> None:
+    @initialize(limit=st.sampled_from([8, 100, 100]), first=st.lists(specs, min_size=3, max_size=8))
+    def begin(self, limit: int, first: list[dict[str, Any]]) -> None:
+        """Start with jobs waiting and running, so that no run is about an empty queue."""
         self.limit = limit
         self.driver.set_config(max_waiting_jobs=limit)
+        for spec in first:
+            self.submit_one(spec)
+        self.claim("w1", 3, 10**6)
+
+    @rule(spec=specs, repeats=st.integers(1, 2))
+    def producer_submits(self, spec: dict[str, Any], repeats: int) -> None:
+        job_id = self.submit_one(spec)
+        for _ in range(repeats - 1 if job_id else 0):  # the reply was lost, the client asked again
+            assert self.driver.submit_all([self.driver.new_job(job_id)], "client")[0].status == "duplicate"
+            self.counts["duplicates"] += 1
+
+    @rule(pick=picks, action=st.sampled_from(["cancel", "requeue", "read"]))
+    def producer_or_operator_acts(self, pick: int, action: str) -> None:
+        jobs = list(self.model.values())
+        if action == "requeue":  # mostly of a dead job, where there is one
+            jobs = [job for job in jobs if job.state == "dead"] or jobs
+        job = jobs[pick % len(jobs)]
+        {"cancel": self.cancel, "requeue": self.requeue, "read": self.check}[action](job)
+
+    @rule(worker=workers, max_jobs=st.integers(1, 5), free_tokens=st.sampled_from([60, 10**6]))
+    def worker_claims(self, worker: str, max_jobs: int, free_tokens: int) -> None:
+        self.claim(worker, max_jobs, free_tokens)
 
     @rule(
-        target=jobs,
-        priority=st.integers(0, 9),
-        tenant=st.sampled_from(TENANTS),
-        delay_ms=st.sampled_from([0, 0, 0, 500, 20_000]),
-        deadline_ms=st.sampled_from([None, None, 300, 10_000, 60_000]),
-        retries=st.integers(0, 2),
-        tokens=st.tuples(st.integers(1, 50), st.integers(1, 50)),
-        affinity=st.sampled_from(["", "", "x", "y"]),
+        pick=picks,
+        live=st.sampled_from([True, True, False]),
+        action=st.sampled_from(
+            ["publish", "publish", "gap", "renew", "finish", "fail", "release", "bury", "lost", "takeover", "cancel"]
+        ),
+        n=st.integers(0, 3),
+        retryable=st.booleans(),
+        state=st.sampled_from(
+            [JobState.COMPLETED, JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED]
+        ),
         repeats=st.integers(1, 2),
     )
-    def submit(self, priority, tenant, delay_ms, deadline_ms, retries, tokens, affinity, repeats):
-        job_id = f"j{len(self.model):04}"
-        options = {"priority": priority, "tenant": tenant, "max_retries": retries, "result_ttl_s": 3600.0}
+    def holder_acts(
+        self, pick: int, live: bool, action: str, n: int, retryable: bool, state: JobState, repeats: int
+    ) -> None:
+        """Something a holder does, or a zombie that believes it is one; once or, after a lost reply, twice."""
+        holds = [hold for hold in self.holds if self.held(hold)] if live else self.holds
+        if not holds:
+            return
+        hold = holds[pick % len(holds)]
+        match action:
+            case "publish":
+                self.publish(hold, n, repeats)
+            case "gap":
+                self.publish_with_a_gap(hold, n + 1)
+            case "renew":
+                self.renew(hold)
+            case "finish":
+                self.finish(hold, n, state, repeats)
+            case "fail":
+                self.fail(hold, retryable, repeats)
+            case "release":
+                self.release(hold, repeats)
+            case "bury":
+                self.bury(hold)
+            case "lost":
+                self.claim_reply_lost(hold[2], known=retryable)
+            case "takeover":
+                self.takeover(hold, WORKERS[pick % 2], dies=retryable)
+            case "cancel":
+                self.cancel(self.model[hold[0]])
+
+    @rule(
+        ms=st.sampled_from([0, 1, 50, 100, 1000, 5000, LEASE_MS, 70_000, -1, -20_000]),
+        crashed=st.sampled_from([None, None, *WORKERS]),
+    )
+    def time_passes_and_upkeep_is_done(self, ms: int, crashed: str | None) -> None:
+        self.driver.tick(ms)
+        self.reclaim(crashed)
+
+    @rule(ms=st.sampled_from([1, 100, 1000, LEASE_MS, -1000]))
+    def time_passes(self, ms: int) -> None:
+        self.driver.tick(ms)
+
+    def submit_one(self, spec: dict[str, Any]) -> str | None:
+        options = dict(spec)
+        delay_ms, deadline_ms = options.pop("delay_ms"), options.pop("deadline_ms")
         if delay_ms:
             options["delay_s"] = delay_ms / 1000
         if deadline_ms:
             options["deadline_s"] = deadline_ms / 1000
-        job = self.driver.new_job(job_id, tokens=tokens, affinity=affinity, **options)
+        job_id = f"j{len(self.model):04}"
         waiting = sum(job.state in ("queued", "delayed") for job in self.model.values())
-        (outcome,) = self.driver.submit_all([job], "client")
+        (outcome,) = self.driver.submit_all([self.driver.new_job(job_id, **options)], "client")
         if waiting >= self.limit:
             assert outcome.status == "full"
             self.counts["refused"] += 1
-            return multiple()
+            return None
         assert outcome.status == "accepted"
         deadline = self.now + deadline_ms if deadline_ms else None
         state = "delayed" if delay_ms else "queued"
-        self.model[job_id] = ModelJob(job_id, tenant, self.now + delay_ms, deadline, retries, state)
+        self.model[job_id] = ModelJob(
+            job_id, options["tenant"], self.now + delay_ms, deadline, options["max_retries"], state
+        )
         self.counts["submitted"] += 1
-        for _ in range(repeats - 1):  # the reply was lost, the client asked again
-            assert self.driver.submit_all([job], "client")[0].status == "duplicate"
-            self.counts["duplicates"] += 1
         return job_id
 
-    @rule(job_id=jobs)
-    def cancel(self, job_id: str) -> None:
-        job = self.model[job_id]
-        outcome = self.driver.cancel(job_id)
+    def cancel(self, job: ModelJob) -> None:
+        outcome = self.driver.cancel(job.job_id)
         if job.state in ("queued", "delayed"):
             assert outcome == "cancelled"
             self.end(job, "cancelled")
@@ -166,8 +239,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # --- workers
 
-    @rule(target=holds, worker=workers, max_jobs=st.integers(1, 5), free_tokens=st.sampled_from([60, 10**6]))
-    def claim(self, worker: str, max_jobs: int, free_tokens: int):
+    def claim(self, worker: str, max_jobs: int, free_tokens: int) -> None:
         idle = not any(job.state == "running" and job.owner == worker for job in self.model.values())
         claimed = self.driver.claim(worker, max_jobs, free_tokens=free_tokens, idle=idle)
         self.note_expired()
@@ -181,7 +253,17 @@ class DeliveryMachine(RuleBasedStateMachine):
             job.state, job.owner, job.lease, job.released = "running", worker, self.now + LEASE_MS, None
             self.counts["claimed"] += 1
         assert len(claimed) <= max_jobs
-        return multiple(*((got.job_id, got.attempt, worker) for got in claimed))
+        self.holds += [(got.job_id, got.attempt, worker) for got in claimed]
+
+    def takeover(self, hold: Hold, worker: str, dies: bool) -> None:
+        """The holder's lease runs out, or it is shown to be gone, and a worker claims what comes back."""
+        if dies:
+            self.renew(hold)
+            self.reclaim(hold[2])
+        else:
+            self.driver.tick(LEASE_MS)
+            self.reclaim(None)
+        self.claim(worker, 5, 10**6)
 
     def note_expired(self) -> None:
         """A claim may end queued jobs past their deadline: which ones it met is its own business."""
@@ -190,8 +272,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             if job.state == "queued" and late and self.driver.state(job.job_id) == "expired":
                 self.end(job, "expired")
 
-    @rule(hold=holds, n=st.integers(0, 3), repeats=st.integers(1, 2))
-    def publish(self, hold, n: int, repeats: int) -> None:
+    def publish(self, hold: Hold, n: int, repeats: int) -> None:
         """Append n tokens; twice where the reply was lost. Called with stale holds it is a zombie's write."""
         job = self.held(hold)
         offset = len(self.model[hold[0]].tokens)
@@ -204,8 +285,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             job.tokens += tokens
             self.counts["tokens_out"] += n
 
-    @rule(hold=holds, skip=st.integers(1, 3))
-    def publish_with_a_gap(self, hold, skip: int) -> None:
+    def publish_with_a_gap(self, hold: Hold, skip: int) -> None:
         offset = len(self.model[hold[0]].tokens) + skip
         assert self.driver.publish(hold[2], self.driver.chunk(hold[0], hold[1], offset, [99])) == ["fenced"]
         if self.held(hold):
@@ -213,23 +293,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         else:
             self.counts["fenced"] += 1
 
-    @rule(hold=holds)
-    def renew(self, hold) -> None:
+    def renew(self, hold: Hold) -> None:
         job = self.held(hold)
         expected = job.asked(self.now) if job else self.fenced()
         assert self.driver.renew(hold[2], (hold[0], hold[1])) == [expected]
         if job:
             job.lease = self.now + LEASE_MS
 
-    @rule(
-        hold=holds,
-        n=st.integers(0, 3),
-        state=st.sampled_from(
-            [JobState.COMPLETED, JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED]
-        ),
-        repeats=st.integers(1, 2),
-    )
-    def finish(self, hold, n: int, state: JobState, repeats: int) -> None:
+    def finish(self, hold: Hold, n: int, state: JobState, repeats: int) -> None:
         job_id, attempt, worker = hold
         offset = len(self.model[job_id].tokens)
         tokens = list(range(offset, offset + n))
@@ -248,8 +319,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             repeated = self.model[job_id].released == (worker, attempt, "ended")
             assert self.driver.finish(worker, final) == ["ok" if repeated else self.fenced()]
 
-    @rule(hold=holds, retryable=st.booleans(), repeats=st.integers(1, 2))
-    def fail(self, hold, retryable: bool, repeats: int) -> None:
+    def fail(self, hold: Hold, retryable: bool, repeats: int) -> None:
         job_id, attempt, worker = hold
         job = self.held(hold)
         if job:
@@ -281,8 +351,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             else:
                 assert outcome == self.fenced()
 
-    @rule(hold=holds, repeats=st.integers(1, 2))
-    def release(self, hold, repeats: int) -> None:
+    def release(self, hold: Hold, repeats: int) -> None:
         job_id, attempt, worker = hold
         job = self.held(hold)
         if job:
@@ -307,8 +376,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             else:
                 assert outcome == self.fenced()
 
-    @rule(hold=holds)
-    def bury(self, hold) -> None:
+    def bury(self, hold: Hold) -> None:
         job_id, attempt, worker = hold
         job = self.held(hold)
         outcome = self.driver.bury(worker, job_id, attempt)
@@ -322,14 +390,6 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert outcome == self.fenced()
 
     # --- time and upkeep
-
-    @rule(ms=st.sampled_from([0, 1, 50, 100, 1000, 5000, LEASE_MS, 70_000]))
-    def time_passes(self, ms: int) -> None:
-        self.driver.tick(ms)
-
-    @rule(ms=st.sampled_from([1, 1000, 20_000]))
-    def clock_jumps_back(self, ms: int) -> None:
-        self.driver.tick(-ms)
 
     def lose(self, job: ModelJob) -> str:
         """The model of a job taken from a worker that is gone."""
@@ -347,7 +407,6 @@ class DeliveryMachine(RuleBasedStateMachine):
         job.state, job.owner, job.released = "queued", "", None
         return "requeued"
 
-    @rule(crashed=st.sampled_from([None, *WORKERS]))
     def reclaim(self, crashed: str | None) -> None:
         """A round of upkeep; `crashed` is a worker shown to be gone, whose leases have not run out."""
         expected: dict[str, set[str]] = {"requeued": set(), "dead": set(), "ended": set()}
@@ -379,7 +438,6 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert outcome.promoted == len(promoted)
         assert all(delay >= 0 for delay in outcome.reclaim_delay_ms)
 
-    @rule(worker=workers, known=st.booleans())
     def claim_reply_lost(self, worker: str, known: bool) -> None:
         """A claim whose reply never came: the worker gives back all it does not know of."""
         holds = [(j.job_id, j.attempt) for j in self.model.values() if j.state == "running" and j.owner == worker]
@@ -401,10 +459,8 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.end(job, asked)
                 job.released = (worker, job.attempt, "ended")
 
-    @rule(job_id=jobs)
-    def requeue(self, job_id: str) -> None:
-        job = self.model[job_id]
-        outcome = self.driver.requeue(job_id)
+    def requeue(self, job: ModelJob) -> None:
+        outcome = self.driver.requeue(job.job_id)
         if job.state != "dead":
             assert outcome == "not_dead"
             return
@@ -429,10 +485,6 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert sum(line.depth for line in snapshot.lines) == gauges["queued"]
         assert snapshot.running == gauges["running"]
         assert snapshot.delayed == gauges["delayed"]
-
-    @rule(job_id=jobs)
-    def a_subscriber_reads(self, job_id: str) -> None:
-        self.check(self.model[job_id])
 
     def check(self, job: ModelJob) -> None:
         assert self.driver.state(job.job_id) == job.state
@@ -469,7 +521,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.counters_equal_the_model()
 
 
-FAST = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+FAST = settings(max_examples=70, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def test_delivery_on_fakeredis() -> None:
@@ -483,6 +535,4 @@ def test_delivery_on_real_redis(redis_server) -> None:
         def connect() -> redis.Redis:
             return redis_server.client()
 
-    run_state_machine_as_test(
-        OnRealRedis, settings=settings(FAST, max_examples=100, stateful_step_count=50, print_blob=True)
-    )
+    run_state_machine_as_test(OnRealRedis, settings=settings(FAST, max_examples=150, print_blob=True))
