@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.report import console
 
-ALL = ("queue", "engine", "prefix", "speculation")
+ALL = ("queue", "engine", "prefix", "speculation", "recovery")
 
 
 def main() -> None:
