@@ -48,6 +48,10 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
         return None if has_ttl or busy > 0 else "no TTL, and the tenant has no job"
     if kind in ("ready", "resume"):
         return _stray(client, prefix, [fields.get(b"id", b"") for _, fields in client.xrange(key)])
+    if kind in ("file", "filedata", "files", "batch", "batches"):
+        return None if has_ttl else "a gateway's key without TTL"
+    if name == "batchwork":
+        return None  # unfinished batches, which a gateway drives to their end
     if name in _MEMBERS_ARE_JOBS:
         return _stray(client, prefix, client.zrange(key, 0, -1))
     if kind == "held":

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from penstock_core.protocol import transitions as t
+from penstock_core.protocol.codec import is_terminal_event
 from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.keys import QueueKeys
 from tests.key_accounting import leaked_keys
@@ -58,6 +59,7 @@ class ModelJob:
     errors: int = 0
     cancelling: bool = False
     tokens: list[int] = field(default_factory=list)
+    log: list[bytes] = field(default_factory=list)
     released: tuple[str, int, str] | None = None  # who gave it up, at which attempt, and the answer
     terminals: int = 0
 
@@ -150,7 +152,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule(
         pick=picks,
-        live=st.sampled_from([True, True, False]),
+        kind=st.sampled_from(["live", "live", "live", "zombie", "any"]),
         action=st.sampled_from(
             ["publish", "publish", "gap", "renew", "finish", "fail", "release", "bury", "lost", "takeover", "cancel"]
         ),
@@ -162,10 +164,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         repeats=st.integers(1, 2),
     )
     def holder_acts(
-        self, pick: int, live: bool, action: str, n: int, retryable: bool, state: JobState, repeats: int
+        self, pick: int, kind: str, action: str, n: int, retryable: bool, state: JobState, repeats: int
     ) -> None:
         """Something a holder does, or a zombie that believes it is one; once or, after a lost reply, twice."""
-        holds = [hold for hold in self.holds if self.held(hold)] if live else self.holds
+        holds = self.holds
+        if kind == "live":
+            holds = [hold for hold in holds if self.held(hold)]
+        elif kind == "zombie":  # its job runs elsewhere, or here in a later attempt
+            holds = [hold for hold in holds if not self.held(hold) and self.model[hold[0]].state == "running"]
         if not holds:
             return
         hold = holds[pick % len(holds)]
@@ -249,7 +255,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert job.deadline is None or job.deadline > self.now
             job.attempt += 1
             assert (got.attempt, got.crashes, got.errors) == (job.attempt, job.crashes, job.errors)
-            assert got.request == REQUEST
+            assert (got.request, got.log) == (REQUEST, job.log)
             job.state, job.owner, job.lease, job.released = "running", worker, self.now + LEASE_MS, None
             self.counts["claimed"] += 1
         assert len(claimed) <= max_jobs
@@ -282,8 +288,13 @@ class DeliveryMachine(RuleBasedStateMachine):
             expected = job.asked(self.now) if job else self.fenced()
             assert self.driver.publish(hold[2], record) == [expected]
         if job:
-            job.tokens += tokens
-            self.counts["tokens_out"] += n
+            self.append(job, tokens, record)
+
+    def append(self, job: ModelJob, tokens: list[int], record: t.PublishRecord) -> None:
+        if record.payload not in job.log:  # a chunk without tokens, said again, is a repetition
+            job.log.append(record.payload)
+        job.tokens += tokens
+        self.counts["tokens_out"] += len(tokens)
 
     def publish_with_a_gap(self, hold: Hold, skip: int) -> None:
         offset = len(self.model[hold[0]].tokens) + skip
@@ -309,8 +320,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         job = self.held(hold)
         if job:
             assert self.driver.finish(worker, final) == ["ok"]
-            job.tokens += tokens
-            self.counts["tokens_out"] += n
+            for record in chunks:
+                self.append(job, tokens, record)
             self.counts["tokens_in"] += 10
             self.end(job, state.value)
             job.released = (worker, attempt, "ended")
@@ -468,7 +479,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.counts["requeued"] += 1
         job.state, job.owner, job.deadline, job.cancelling, job.released = "queued", "", None, False, None
         job.crashes = job.errors = job.terminals = 0
-        job.tokens = []
+        job.tokens, job.log = [], []
 
     # --- what always holds
 
@@ -488,6 +499,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def check(self, job: ModelJob) -> None:
         assert self.driver.state(job.job_id) == job.state
+        page = self.driver.run(t.read_events(self.driver.keys, job.job_id, limit=100_000))
+        assert page is not None
+        assert [event for event in page.events if not is_terminal_event(event)] == job.log
         assert self.driver.tokens(job.job_id) == job.tokens
         assert job.terminals == (1 if job.state in ENDED else 0)
         if job.state in ENDED:
@@ -509,7 +523,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             for got in self.driver.claim("patient", 100):
                 job = self.model[got.job_id]
                 self.counts["claimed"] += 1
-                assert len(got.log) > 0 or not job.tokens
+                assert got.log == job.log
                 assert self.driver.finish("patient", self.driver.final(got.job_id, got.attempt, tokens=(0, 0))) == [
                     "ok"
                 ]

@@ -40,7 +40,7 @@ _TEXT, _INTEGER = frozenset({str}), frozenset({int})
 _pack: Callable[[Any], bytes] = msgpack.packb
 
 
-def _unpack(data: bytes, limit: int, what: str) -> Any:
+def _unpack(data: bytes, limit: int, what: str, *, lists: bool = False) -> Any:
     """msgpack to plain values under every bound msgpack offers; raises `UndecodableRecord`."""
     if len(data) > limit:
         raise UndecodableRecord(f"{what}: {len(data)} bytes, limit {limit}")
@@ -48,7 +48,7 @@ def _unpack(data: bytes, limit: int, what: str) -> Any:
         return msgpack.unpackb(
             data,
             raw=False,
-            use_list=False,
+            use_list=lists,
             strict_map_key=True,
             max_str_len=limit,
             max_bin_len=limit,
@@ -61,10 +61,10 @@ def _unpack(data: bytes, limit: int, what: str) -> Any:
         raise UndecodableRecord(f"{what}: not msgpack this protocol writes: {reason}") from None
 
 
-def _versioned(data: bytes, limit: int, what: str) -> tuple[Any, ...]:
+def _versioned(data: bytes, limit: int, what: str, *, lists: bool = False) -> Sequence[Any]:
     """The record's elements, version first, once the version is known to be readable."""
-    record = _unpack(data, limit, what)
-    if not isinstance(record, tuple) or not record or type(record[0]) is not int:
+    record = _unpack(data, limit, what, lists=lists)
+    if not isinstance(record, tuple | list) or not record or type(record[0]) is not int:
         raise UndecodableRecord(f"{what}: a record is an array that begins with its version, got {_shown(record)}")
     if not OLDEST_READABLE <= record[0] <= VERSION:
         raise UndecodableRecord(
@@ -306,7 +306,7 @@ def decode_request(data: bytes) -> GenerationRequest:
 
     Raises `UndecodableRecord` for bytes that are no request, `InvalidRequest` for a request with a wrong field.
     """
-    record = _versioned(data, MAX_REQUEST_BYTES, "request")
+    record = _versioned(data, MAX_REQUEST_BYTES, "request", lists=True)  # lists: a JSON schema has no tuples
     if len(record) < 2 or not isinstance(record[1], dict):
         raise UndecodableRecord("request: a map of fields is expected after the version")
     fields: dict[str, Any] = record[1]

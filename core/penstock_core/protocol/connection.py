@@ -200,7 +200,7 @@ def broker_errors(url: str) -> Iterator[None]:
     """Turn what redis-py raises when the broker cannot be used now into `BrokerUnavailable` with a remedy."""
     try:
         yield
-    except (redis.exceptions.RedisError, OSError) as error:
+    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         if isinstance(error, BrokerUnavailable) or not _is_unavailable(error):
             raise
         raise unavailable(url, error) from error
