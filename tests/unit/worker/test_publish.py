@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 from penstock_core.protocol import transitions
 from penstock_core.protocol.errors import BrokerUnavailable
 from penstock_core.protocol.events import TokenChunk
-from penstock_core.protocol.jobs import FinishReason, JobState
-from penstock_worker.outbox import HandBack
+from penstock_core.protocol.jobs import FinishReason, JobResult, JobState
+from penstock_worker.outbox import Bury, Ending, Fail, Finish, HandBack
 from tests.unit.worker.conftest import WORKER, Bench
 
 
@@ -202,6 +202,59 @@ async def test_a_job_whose_write_redis_refuses_does_not_hold_up_the_others(
     assert bad not in bench.held, "its lease runs out, and it is tried elsewhere"
     await bench.step(254)
     assert bench.driver.state(good.job_id) == "completed"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        Fail("code", "why", retryable=True),
+        Bury("code", "why"),
+        HandBack("why"),
+        Finish(JobState.COMPLETED, JobResult()),
+    ],
+)
+async def test_no_end_of_a_job_that_belongs_to_another_attempt_is_written(bench: Bench, ending: Ending) -> None:
+    (job,) = await bench.hold()
+    bench.driver.release(WORKER, (job.job_id, job.attempt))
+    bench.driver.take("w2")
+    bench.publisher.end(job, ending)
+    await bench.publisher.flush_all()
+    status = bench.driver.status(job.job_id)
+    assert (status.state, status.owner, status.attempt) == (JobState.RUNNING, "w2", 2)
+    assert job not in bench.held
+    assert bench.counter("fenced_writes") == 1
+
+
+async def test_a_result_too_large_to_store_fails_the_job_and_says_what_to_lower(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock_core.protocol.codec.MAX_EVENT_BYTES", 1000)
+    (job,) = await bench.hold()
+    bench.engine.step(256)
+    await bench.publisher.flush_all()
+    monkeypatch.undo()
+    ended = bench.driver.ended(job.job_id)
+    assert (ended.state, ended.failure and ended.failure.code) == (JobState.FAILED, "result_too_large")
+    assert ended.failure is not None
+    assert "max_tokens" in ended.failure.message
+
+
+async def test_backoff_grows_with_the_errors_and_is_jittered_and_capped(bench: Bench) -> None:
+    delays = []
+    bench.submit("unlucky", max_retries=10)
+    for _ in range(8):
+        bench.driver.client.zadd(bench.keys.delayed, {"unlucky": 1}, xx=True)
+        bench.driver.reclaim()
+        await bench.claimer.claim_once()
+        job = bench.held.by_job("unlucky")
+        assert job is not None
+        bench.publisher.end(job, Fail("code", "why", retryable=True))
+        await bench.publisher.flush_all()
+        due = bench.driver.client.zscore(bench.keys.delayed, "unlucky")
+        delays.append(round((due - await bench.broker.compare_clocks()) / 1000, 1))
+        bench.engine.running.clear()
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], "half of the bound: the drawn number is 0.5"
+    bench.driver.cancel("unlucky")
 
 
 async def test_nothing_is_taken_from_the_engine_after_the_end_is_decided(bench: Bench) -> None:

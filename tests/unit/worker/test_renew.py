@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 
 from penstock_core.protocol import transitions
@@ -103,6 +106,17 @@ async def test_after_redis_was_away_the_next_beat_renews(bench: Bench, renewer: 
     assert leases(bench)[job.job_id] > 1
 
 
+async def test_it_beats_by_itself_and_at_once_where_it_is_hurried(bench: Bench, renewer: Renewer) -> None:
+    (job,) = await bench.hold()
+    bench.driver.client.zadd(bench.keys.leases, {job.job_id: 1})
+    renewer.start()
+    await _until(lambda: leases(bench)[job.job_id] > 1)
+    bench.driver.client.zadd(bench.keys.leases, {job.job_id: 1})
+    renewer.hurry()
+    await _until(lambda: leases(bench)[job.job_id] > 1)
+    await renewer.shutdown()
+
+
 async def test_hurry_renews_before_the_third_has_passed(bench: Bench, renewer: Renewer) -> None:
     (job,) = await bench.hold()
     await renewer.beat()
@@ -110,3 +124,9 @@ async def test_hurry_renews_before_the_third_has_passed(bench: Bench, renewer: R
     renewer.hurry()
     await renewer.beat()
     assert leases(bench)[job.job_id] > 1
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)

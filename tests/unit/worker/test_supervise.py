@@ -73,7 +73,8 @@ async def test_a_crashed_worker_is_buried_and_replaced_under_a_new_id(
 async def test_a_hopeless_exit_ends_the_group_with_its_code(
     supervise: Callable[..., Supervisor], tmp_path: Path, code: ExitCode
 ) -> None:
-    supervisor = supervise(f"sys.exit({int(code)}) if number else None\n{DRAINS}")
+    hopeless = "any(one.startswith('--worker-id=g-1-') for one in sys.argv)"
+    supervisor = supervise(f"sys.exit({int(code)}) if {hopeless} else None\n{DRAINS}", worker_id="g")
     assert await asyncio.wait_for(supervisor.run(), 30) is code
 
 
