@@ -309,6 +309,6 @@ class Disturber:
         keys = QueueKeys(self.queue)
         held: set[bytes] = admin.smembers(keys.held(worker.worker_id))  # type: ignore[assignment]
         for member in held:
-            attempt, tokens = admin.hmget(keys.job(member.decode()), "attempt", "tokens")  # type: ignore[misc]
+            attempt, tokens = admin.hmget(keys.job(member.decode()), "attempt", "tokens")
             if attempt is not None and int(tokens or 0) > 0:
                 self.interruptions.append(Interruption(member.decode(), int(attempt), at))
