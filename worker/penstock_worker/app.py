@@ -38,7 +38,7 @@ from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.models import ModelUnavailable, resolve
 from penstock_worker.publish import Publisher
 from penstock_worker.pulse import Pulse
-from penstock_worker.reclaim import Reclaimer
+from penstock_worker.reclaim import ALL_JOBS, Reclaimer
 from penstock_worker.renew import Renewer
 from penstock_worker.role import Backoff, RoleLoop
 from penstock_worker.settings import WorkerSettings, new_worker_id
@@ -329,6 +329,7 @@ class Worker:
                     self._keys,
                     worker_id=self._worker_id,
                     heartbeat_ms=int(heartbeat),
+                    limit=ALL_JOBS,
                     max_crashes=self._settings.max_crashes,
                 )
                 await self._broker.run(call)

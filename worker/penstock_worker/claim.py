@@ -28,6 +28,10 @@ from penstock_worker.role import RoleLoop
 
 _logger = logging.getLogger(__name__)
 
+_LEAST_SLICE, _SLICES = 8, 8
+"""A claim takes at most an eighth of the room, but 8 jobs: workers that wake together then share a burst evenly, where
+the first to ask would take it all and leave the others idle."""
+
 _LONGEST_SLEEP_S = 5.0
 """A ring can be lost with its connection; a waiting job is noticed after this long all the same."""
 
@@ -88,8 +92,8 @@ class Claimer:
         if self._jobs_wait:
             self._wake.set()
 
-    async def claim_once(self) -> None:
-        """Claim what fits now.
+    async def claim_once(self) -> bool:
+        """Claim a slice of what fits now. Returns whether more waits for the room that is left.
 
         Raises:
             BrokerUnavailable: what was claimed, if anything, is handed back before the next claim.
@@ -103,13 +107,14 @@ class Claimer:
         if free_sequences < 1:
             self._jobs_wait = True
             self.sleep_s = _LONGEST_SLEEP_S
-            return
+            return False
+        slice_ = min(free_sequences, max(_LEAST_SLICE, free_sequences // _SLICES))
         self._reply_lost = True
         outcome = await self._broker.run(
             transitions.claim(
                 self._keys,
                 self._worker_id,
-                max_jobs=free_sequences,
+                max_jobs=slice_,
                 free_sequences=free_sequences,
                 free_tokens=max(0, capacity.free_tokens),
                 lease_ms=self._lease_ms,
@@ -122,6 +127,7 @@ class Claimer:
         claimed_at = self._clock()
         for claimed in outcome.jobs:
             self._take(claimed, claimed_at)
+        return len(outcome.jobs) == slice_ and self._jobs_wait
 
     async def _iterate(self) -> None:
         try:
@@ -131,7 +137,8 @@ class Claimer:
             pass
         self._wake.clear()
         try:
-            await self.claim_once()
+            while await self.claim_once():
+                pass
         except BrokerUnavailable:
             self._wake.set()
             raise

@@ -31,6 +31,8 @@ _logger = logging.getLogger(__name__)
 _SETTLED_AFTER_S = 5.0
 """After Redis came back every heartbeat is old and every connection new: look for the gone only after this long."""
 _SUSPECTS = 32
+_LIMIT = 256  # jobs taken back in one call
+ALL_JOBS = 100_000  # the same, where a worker is known to be dead and all it held is to come back at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Reclaimer:
         await self._role.shutdown()
 
     async def tick(self) -> bool:
-        """One round of upkeep. Returns whether more gone workers wait for theirs."""
+        """One round of upkeep. Returns whether more is to be taken back."""
         gone = await self._gone_workers()
         first = gone[0] if gone else GoneWorker("", 0)
         outcome = await self._broker.run(
@@ -88,6 +90,7 @@ class Reclaimer:
                 self._keys,
                 worker_id=first.worker_id,
                 heartbeat_ms=first.heartbeat_ms,
+                limit=_LIMIT,
                 max_crashes=self._max_crashes,
             )
         )
@@ -106,7 +109,7 @@ class Reclaimer:
                     "after_ms": max(outcome.reclaim_delay_ms, default=0),
                 },
             )
-        return len(gone) > 1
+        return len(gone) > 1 or len(outcome.reclaim_delay_ms) >= _LIMIT
 
     async def _iterate(self) -> None:
         while await self.tick():

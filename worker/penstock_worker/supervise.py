@@ -23,6 +23,7 @@ from penstock_core.protocol.keys import QueueKeys
 from penstock_worker import flags, models
 from penstock_worker.broker import Broker
 from penstock_worker.exit_codes import ExitCode
+from penstock_worker.reclaim import ALL_JOBS
 from penstock_worker.role import Backoff
 from penstock_worker.settings import WorkerSettings, new_worker_id
 
@@ -177,7 +178,11 @@ async def _run(settings: WorkerSettings) -> ExitCode:
                 return
             outcome = await broker.run(
                 transitions.reclaim(
-                    keys, worker_id=worker_id, heartbeat_ms=int(heartbeat), max_crashes=settings.max_crashes
+                    keys,
+                    worker_id=worker_id,
+                    heartbeat_ms=int(heartbeat),
+                    limit=ALL_JOBS,
+                    max_crashes=settings.max_crashes,
                 )
             )
         except BrokerUnavailable:

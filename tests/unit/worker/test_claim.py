@@ -37,6 +37,17 @@ async def test_never_claims_beyond_the_free_sequences(bench: Bench) -> None:
     assert bench.driver.snapshot().waiting == 12
 
 
+async def test_a_burst_is_claimed_in_slices_that_leave_others_their_share(bench: Bench) -> None:
+    bench.engine.room = type(bench.engine.room)(64, 10_000, 10_000)
+    for _ in range(40):
+        bench.submit()
+    slices = []
+    while await bench.claimer.claim_once():
+        slices.append(len(bench.engine.running))
+    assert slices == [8, 16, 24, 32]
+    assert len(bench.engine.running) == 40
+
+
 async def test_never_claims_beyond_the_free_tokens(bench: Bench) -> None:
     bench.engine.room = type(bench.engine.room)(8, 70, 70)
     for _ in range(5):

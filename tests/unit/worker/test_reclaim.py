@@ -171,6 +171,20 @@ async def test_several_gone_workers_are_dealt_with_one_after_another(bench: Benc
     assert {bench.driver.state(name) for name in names} == {"queued"}
 
 
+async def test_a_worker_that_held_more_than_one_call_takes_is_emptied_in_several(
+    bench: Bench, reclaimer: Reclaimer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock_worker.reclaim._LIMIT", 2)
+    names = [bench.submit() for _ in range(5)]
+    bench.driver.claim("gone", 5)
+    beat(bench, "gone", age_ms=1500)
+    ticks = 1
+    while await reclaimer.tick():
+        ticks += 1
+    assert ticks == 3
+    assert {bench.driver.state(name) for name in names} == {"queued"}
+
+
 async def test_one_call_a_tick_where_nobody_is_missing(bench: Bench, reclaimer: Reclaimer) -> None:
     beat(bench, "fine", age_ms=100)
     calls = bench.broker.calls
