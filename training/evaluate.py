@@ -224,7 +224,7 @@ documentation and the tests run with a real checkpoint, offline and on any CPU.
 | training | {steps:,} steps, {tokens:,} tokens, {minutes:.0f} minutes on one CPU thread; Muon and AdamW, warm-up, stable, decay |
 | held-out loss | {main_loss:.3f} nats per token ({bits_per_byte:.3f} bits per byte at {bytes_per_token:.2f} bytes per token) |
 | JSON answers that parse | {json_greedy_parses:.1%} greedy, {json_07_parses:.1%} at temperature 0.7 ({count} held-out requests each) |
-| ... with exactly the keys asked for | {json_greedy_keys:.1%} greedy, {json_07_keys:.1%} at temperature 0.7 |
+| ... with exactly the keys asked for (or none were asked for) | {json_greedy_keys:.1%} greedy, {json_07_keys:.1%} at temperature 0.7 |
 | stories at temperature 0.8 | {stories_ended:.0%} end by themselves; {story_tokens_low:.0f} to {story_tokens_high:.0f} tokens, median {story_tokens_median:.0f} |
 | agreement with `penstock-story-draft` | {agreement:.1%} of greedy tokens; {accepted:.2f} of 4 draft tokens accepted per check |
 
@@ -232,7 +232,7 @@ documentation and the tests run with a real checkpoint, offline and on any CPU.
 
 Plain text continues after `<|bos|>`, which the tokenizer adds; a title and an empty line make a good beginning. Chats use
 the template in `tokenizer_config.json` with the roles system, user and assistant. Generation ends at `<|eos|>` or `<|end|>`.
-Requests it knows:
+Forms of request it was trained on (it answers in the right form, but see the limits):
 
 - `Tell me a story about a heron who wants to see the sea.` (any animal, most wishes)
 - `Write a short story about a clockmaker named Tilda.` / `Write a short mystery.` / `Tell me a story.`
@@ -248,8 +248,10 @@ stream of the same grammar. Names, places and people are invented.
 
 ## Limits
 
-The model knows its small world and nothing else: no facts, no arithmetic, no code, no language but English. It may mix up
-names or wishes in long texts. Held-out figures describe text of the same grammar and say nothing about other text. It is
+The model knows its small world and nothing else: no facts, no arithmetic, no code, no language but English. Each sentence
+is grammatical, but **it does not reliably carry names, animals, wishes or JSON keys from the request or from one sentence to
+the next**: a story asked for about a fox may be about a bear, and its hero may change name. Copying requests (`Repeat this
+text`) fail for the same reason, so they say nothing about n-gram drafting. Held-out figures describe text of the same grammar and say nothing about other text. It is
 meant for demonstrations, tests and benchmarks, not for advice.
 
 ## Making it again
