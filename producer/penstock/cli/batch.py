@@ -38,8 +38,9 @@ def batch(
 ) -> None:
     """Run a file of requests; answers in its order, resumable.
 
-    After an interruption the same command goes on where it stood. A line is {"custom_id": ..., "prompt": ..., "max_tokens": ...} or a line of OpenAI's batch files. Lines whose
-    custom_id the output file has already are skipped. --json prints a summary.
+    After an interruption the same command goes on where it stood: lines whose custom_id the output file has are
+    skipped. A line is {"custom_id": ..., "prompt": ..., "max_tokens": ...} or one of OpenAI's batch files. --json
+    prints a summary.
     """
     from penstock.cli.batch_run import run_batch
     from penstock.cli.session import locate

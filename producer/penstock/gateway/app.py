@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.aio import AsyncClient
-from penstock.gateway import errors, native
+from penstock.gateway import dashboard, errors, native
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
 from penstock.gateway.openai import batch_routes
@@ -52,6 +52,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.handler = RequestHandler(client)
     app.state.meters = RequestMeters()
     app.include_router(native.router)
+    app.include_router(dashboard.router)
     app.include_router(openai.router)
     app.include_router(batch_routes.router)
     errors.install(app)

@@ -37,7 +37,7 @@ from penstock_core.protocol.errors import (
     ResultTimeout,
 )
 from penstock_core.protocol.events import TokenChunk
-from penstock_core.protocol.jobs import JobResult
+from penstock_core.protocol.jobs import JobResult, JobState
 from penstock_core.protocol.transitions import CancelOutcome, JobStatus
 
 HEARTBEAT_GRACE_MS = 15_000
@@ -141,26 +141,19 @@ class RequestHandler:
                 result = await self.client.job(job_id).result(timeout=5.0)
             except JobError as ended:
                 result, error = ended.result, error_body(ended)
-        return JobView(
-            id=job_id,
-            state=status.state,
-            priority=status.priority,
-            attempt=status.attempt,
-            crashes=status.crashes,
-            submitted_ms=status.submitted_ms,
-            started_ms=status.started_ms,
-            finished_ms=status.finished_ms,
-            deadline_ms=status.deadline_ms,
-            tokens=status.tokens,
-            metadata=status.metadata,
-            result=None if result is None else asdict(result),
-            error=error,
-        )
+        view = _view(status)
+        view.result = None if result is None else asdict(result)
+        view.error = error
+        return view
 
     async def stream(self, job_id: str, tenant: str, from_offset: int = 0) -> AsyncGenerator[TokenChunk]:
         """The job's tokens from `from_offset` on; ends as `AsyncJobHandle.stream` does. Raises `JobNotFound`."""
         await self.status(job_id, tenant)
         return self.client.job(job_id).stream(from_offset)
+
+    async def jobs(self, tenant: str, limit: int, state: JobState | None) -> list[JobView]:
+        """The tenant's newest jobs, without their results."""
+        return [_view(status) for status in await self.client.jobs(limit=limit, state=state, tenant=tenant)]
 
     async def cancel(self, job_id: str, tenant: str) -> CancelOutcome:
         """Ask for the job's end. Raises `JobNotFound`."""
@@ -227,6 +220,24 @@ class RequestHandler:
             ],
             workers=workers,
         )
+
+
+def _view(status: JobStatus) -> JobView:
+    failure = status.failure
+    return JobView(
+        id=status.job_id,
+        state=status.state,
+        priority=status.priority,
+        attempt=status.attempt,
+        crashes=status.crashes,
+        submitted_ms=status.submitted_ms,
+        started_ms=status.started_ms,
+        finished_ms=status.finished_ms,
+        deadline_ms=status.deadline_ms,
+        tokens=status.tokens,
+        metadata=status.metadata,
+        error=None if failure is None else ErrorBody(code=failure.code, message=failure.message),
+    )
 
 
 def error_body(error: PenstockError) -> ErrorBody:

@@ -97,6 +97,17 @@ async def submit(
     )
 
 
+@router.get("/v1/jobs", responses=ERRORS, summary="The newest jobs")
+async def jobs(
+    tenant: Tenant,
+    handler: Handler,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    state: Annotated[JobState | None, Query()] = None,
+) -> list[JobView]:
+    """Of the caller's tenant, newest first, without their results. Walks over all retained jobs: for people."""
+    return await handler.jobs(tenant, limit, state)
+
+
 @router.get("/v1/jobs/{job_id}", responses={**ERRORS, 404: {"model": ErrorBody}}, summary="Where a job stands")
 async def view(job_id: JobId, tenant: Tenant, handler: Handler) -> JobView:
     """Status of a job, with its result or failure once it has ended."""

@@ -1,0 +1,143 @@
+"""The dashboard in headless Chromium: it asks for the key, shows the queue, streams, and runs nothing it was fed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from penstock import Client
+from penstock_core.protocol.codec import encode_event
+from penstock_core.protocol.events import JobEnded
+from penstock_core.protocol.jobs import JobFailure, JobState
+from penstock_core.protocol.keys import QueueKeys
+from penstock_core.protocol.transitions import BuryRecord, bury, run
+from tests.integration.gateway.conftest import KEYS, Gateway
+from tests.integration.producer.scripted import ScriptedWorker
+from tests.redis_server import RedisServer
+
+pytest.importorskip("selenium")
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not shutil.which("chromium") or not shutil.which("chromedriver"), reason="no chromium"),
+]
+
+KEY = next(key for key, tenant in KEYS.items() if tenant == "mill")
+EVIL = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+    made = webdriver.Chrome(options=options, service=service)
+    made.set_window_size(1280, 1000)
+    yield made
+    made.quit()
+
+
+def until(browser: webdriver.Chrome, selector: str, pattern: str) -> str:
+    """The element's text, once it matches."""
+    found: str = WebDriverWait(browser, 60).until(
+        lambda _: next(
+            (e.text for e in browser.find_elements(By.CSS_SELECTOR, selector) if re.search(pattern, e.text)), None
+        )
+    )
+    return found
+
+
+def test_page_allows_only_its_own_script(gateway: Gateway) -> None:
+    answer = httpx.get(gateway.url)
+    assert answer.status_code == 200
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "innerHTML" not in answer.text
+    assert not re.search(r"(src|href)=\"?(https?:)?//", answer.text), "it works offline"
+
+
+def test_dashboard_from_the_key_to_a_requeued_job(
+    browser: webdriver.Chrome, gateway: Gateway, story_redis: RedisServer
+) -> None:
+    browser.get(gateway.url)
+    until(browser, "#key", "asks for a key")
+    browser.find_element(By.ID, "key-field").send_keys("nobody-has-this-key")
+    browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
+    until(browser, "#trouble", "no tenant has this key")
+    browser.find_element(By.ID, "key-field").send_keys(KEY)
+    browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
+    until(browser, "#health", "1 worker")
+    until(browser, "#workers code", ".")
+
+    field = browser.find_element(By.ID, "prompt")
+    field.clear()
+    field.send_keys("The miller found a lantern")
+    browser.find_element(By.ID, "go").click()
+    until(browser, "#play-text", r"completed: \d+ tokens")
+    assert browser.find_element(By.ID, "answer").text
+
+    with Client(story_redis.url, queue="penstock-story") as client:
+        waiting = client.submit("later", tenant="mill", delay_s=3600)
+        until(browser, "#jobs td.state", "delayed")
+        browser.find_element(By.XPATH, "//tbody[@id='jobs']//button[text()='Cancel']").click()
+        WebDriverWait(browser, 30).until(lambda _: waiting.status().state is JobState.CANCELLED)
+    assert not [entry for entry in browser.get_log("browser") if "Content Security" in entry["message"]]
+
+
+def test_dead_job_is_shown_as_text_and_put_back_in_line(
+    browser: webdriver.Chrome, story_redis: RedisServer, tmp_path: Path
+) -> None:
+    """A job's message is never markup. This queue has no worker, so the job stays where the button puts it."""
+    keys = QueueKeys("dashboard-dead")
+    with Client(story_redis.url, queue=keys.queue) as client, story_redis.client() as redis:
+        job = client.submit("doomed")
+        worker = ScriptedWorker(redis, keys)
+        held = worker.claim_one(job.id)
+        ended = encode_event(JobEnded(JobState.DEAD, held.attempt, None, JobFailure("poison", EVIL)))
+        assert run(redis, bury(keys, worker.id, [BuryRecord(job.id, held.attempt, "poison", EVIL, ended)])) == ["ok"]
+        gateway = Gateway(story_redis.url, tmp_path, "--queue", keys.queue)
+        gateway.start()
+        try:
+            browser.get(gateway.url)
+            assert EVIL in until(browser, "#dead", "onerror")
+            assert browser.title == "Penstock"
+            browser.find_element(By.XPATH, "//tbody[@id='dead']//button[text()='Requeue']").click()
+            WebDriverWait(browser, 30).until(lambda _: job.status().state is JobState.QUEUED)
+            until(browser, "#lines", "default")
+        finally:
+            gateway.stop()
+            job.cancel()
+
+
+def test_nothing_is_cut_off_on_a_phone(browser: webdriver.Chrome, gateway: Gateway, http: httpx.Client) -> None:
+    """With PENSTOCK_SCREENSHOTS=<folder>, keeps the pictures of the docs."""
+    folder = os.environ.get("PENSTOCK_SCREENSHOTS")
+    for n in range(60 if folder else 1):
+        http.post("/v1/jobs", json={"prompt": f"Letter {n}", "max_tokens": 300, "priority": n % 10, "n": 4})
+    browser.get(gateway.url)
+    browser.execute_script("sessionStorage.setItem('penstock-api-key', arguments[0])", KEY)
+    browser.get(gateway.url)
+    for name, width, height in (("dashboard", 1280, 1150), ("dashboard-phone", 500, 1000)):
+        browser.set_window_size(width, height)
+        until(browser, "#health", "worker")
+        until(browser, "#latency-text", "median")
+        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{name} is {wide} pixels too wide"
+        if folder:
+            drawn = "return document.querySelector('#rate polyline').getAttribute('points').split(' ').length > 12"
+            WebDriverWait(browser, 60).until(lambda _, drawn=drawn: browser.execute_script(drawn))
+            browser.save_screenshot(str(Path(folder) / f"{name}.png"))
