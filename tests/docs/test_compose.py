@@ -89,11 +89,18 @@ def test_health_check_command_reports_a_missing_worker(compose: dict[str, Any], 
     assert str(tmp_path) in ran.stdout, ran.stderr
 
 
-def test_image_commands_exist() -> None:
-    dockerfile = (ROOT / "docker" / "worker.Dockerfile").read_text()
+def test_gateway_is_published_on_this_machine_only(compose: dict[str, Any]) -> None:
+    gateway = compose["services"]["gateway"]
+    assert all(port.startswith("127.0.0.1:") for port in gateway["ports"])
+    assert set(gateway["environment"]) <= {"PENSTOCK_REDIS_URL", "PENSTOCK_QUEUE", "PENSTOCK_API_KEYS_FILE"}
+
+
+@pytest.mark.parametrize(("image", "targets"), [("worker", 2), ("gateway", 1)])
+def test_image_commands_exist(image: str, targets: int) -> None:
+    dockerfile = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
     entrypoints = re.findall(r"^ENTRYPOINT \[(.*)\]$", dockerfile, re.MULTILINE)
     commands = re.findall(r"^CMD \[(.*)\]$", dockerfile, re.MULTILINE)
-    assert len(entrypoints) == len(commands) == 2
+    assert len(entrypoints) == len(commands) == targets
     for entrypoint, command in zip(entrypoints, commands, strict=True):
         program, *arguments = shlex.split(f"{entrypoint} {command}".replace(",", ""))
         assert program == "penstock"
@@ -103,8 +110,9 @@ def test_image_commands_exist() -> None:
         assert ran.returncode == 0, ran.stderr
 
 
-def test_images_copy_what_the_package_needs() -> None:
-    dockerfile = (ROOT / "docker" / "worker.Dockerfile").read_text()
+@pytest.mark.parametrize("image", ["worker", "gateway"])
+def test_images_copy_what_the_package_needs(image: str) -> None:
+    dockerfile = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
     for copied in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
         for path in copied.split():
             assert (ROOT / path).exists(), path
