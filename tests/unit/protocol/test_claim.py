@@ -94,6 +94,26 @@ def test_a_low_priority_job_ages_past_every_fresh_one(driver: QueueDriver) -> No
     assert driver.take().job_id == old
 
 
+def test_aged_jobs_go_by_age_whatever_their_tenant(driver: QueueDriver) -> None:
+    jobs = []
+    for tenant in ("a", "b", "b", "a", "c", "a", "c", "b"):
+        jobs.append(driver.submit(tenant=tenant))
+        driver.tick(10)
+    driver.tick(10 * 60_000)
+    assert driver.claim_ids(max_jobs=100) == jobs
+
+
+def test_levels_take_turns_as_their_heads_age(driver: QueueDriver) -> None:
+    order = []
+    for minute in range(4):  # a job of priority 5 - n that waited n minutes longer is just as urgent
+        order.append(driver.submit(priority=2 + minute))
+        driver.submit(priority=1 + minute)
+        driver.tick(60_000)
+    claimed = driver.claim_ids(max_jobs=100)
+    assert [job for job in claimed if job in order] == order[::-1]
+    assert set(claimed[:4]) == set(order)
+
+
 def test_an_aged_job_goes_before_tenants_served_less(driver: QueueDriver) -> None:
     driver.submit(tenant="much", tokens=(1000, 1000))
     driver.take()

@@ -51,7 +51,20 @@ class TestZombies:
         driver.release("w1", (job.job_id, 1))
         assert driver.take("w1").attempt == 2
         assert driver.publish("w1", driver.chunk(job.job_id, 1, 0, [1])) == ["fenced"]
+        assert driver.renew("w1", (job.job_id, 1)) == ["fenced"]
+        assert driver.finish("w1", driver.final(job.job_id, 1)) == ["fenced"]
+        assert driver.fail("w1", job.job_id, 1) == "fenced"
+        assert driver.release("w1", (job.job_id, 1)) == ["fenced"]
+        assert driver.bury("w1", job.job_id, 1) == "fenced"
         assert driver.publish("w1", driver.chunk(job.job_id, 2, 0, [1])) == ["ok"]
+
+    def test_nothing_is_appended_after_the_end(self, driver: QueueDriver) -> None:
+        job_id = driver.submit()
+        driver.take()
+        driver.finish("w1", driver.final(job_id, 1))
+        assert driver.publish("w1", driver.chunk(job_id, 1, 0, [1])) == ["fenced"]
+        assert driver.renew("w1", (job_id, 1)) == ["fenced"]
+        driver.ended(job_id)
 
     def test_another_worker_with_the_right_attempt_is_fenced(self, driver: QueueDriver) -> None:
         driver.submit()

@@ -206,7 +206,11 @@ class TestDeadLetters:
         return job_id
 
     def test_a_requeued_job_starts_as_new_but_under_a_new_attempt(self, driver: QueueDriver) -> None:
-        job_id = self.bury(driver, idempotency_key="k", deadline_s=1, metadata={"a": "b"})
+        job_id = driver.submit(idempotency_key="k", deadline_s=1, metadata={"a": "b"})
+        driver.take()
+        driver.publish("w1", driver.chunk(job_id, 1, 0, [1, 2]))
+        driver.cancel(job_id)
+        driver.bury("w1", job_id, 1)
         driver.tick(5000)
         assert driver.requeue(job_id) == "requeued"
         status = driver.status(job_id)
