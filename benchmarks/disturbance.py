@@ -129,17 +129,17 @@ class Proxy:
 
     def drop(self, rng: random.Random) -> None:
         """Cut some connections."""
-        for link in self._choose(rng, 6):
+        for link in self._choose(rng, 3):
             self._loop.call_soon_threadsafe(link.cut)
 
     def deafen(self, rng: random.Random) -> None:
         """Of some connections, swallow the next reply, and cut."""
-        for link in self._choose(rng, 6):
+        for link in self._choose(rng, 3):
             link.deaf = True
 
     def delay(self, rng: random.Random, longest_s: float) -> None:
         """Hold everything that some connections carry for a while."""
-        for link in self._choose(rng, 6):
+        for link in self._choose(rng, 3):
             link.held_until = time.monotonic() + rng.uniform(0.05, longest_s)
 
     def close(self) -> None:

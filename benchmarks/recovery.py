@@ -83,7 +83,7 @@ def requests(seed: int, jobs: int) -> list[dict[str, Any]]:
         {
             "prompt": rng.choice(_PROMPTS),
             "seed": rng.getrandbits(32),
-            "max_tokens": rng.choice((16, 48, 96, 192, 320)),
+            "max_tokens": rng.choice((16, 64, 192, 320, 600)),
             "priority": rng.choice((2, 5, 5, 5, 8)),
             "tenant": rng.choice(("mill", "harbour")),
             "ignore_eos": "response_format" not in kind,

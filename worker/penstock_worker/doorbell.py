@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import redis.asyncio
 from redis import exceptions
@@ -80,7 +81,8 @@ class Doorbell:
 
     async def _listen(self) -> None:
         """Connect, then listen until the connection is lost."""
-        pubsub = self._client.pubsub()
+        client = await _one_server(self._client)
+        pubsub = client.pubsub()
         try:
             self.client_id = await self._connect(pubsub)
             self.up_since = self._clock()
@@ -91,6 +93,8 @@ class Doorbell:
         finally:
             self.client_id = None
             await pubsub.aclose()  # type: ignore[no-untyped-call]
+            if client is not self._client:
+                await client.aclose()
 
     async def _connect(self, pubsub: PubSub) -> int | None:
         """Subscribe; the connection's id, or None where the server does not tell (a proxy, a restricted user)."""
@@ -122,3 +126,16 @@ class Doorbell:
             if now - pinged >= _PING_EVERY_S:
                 pinged = now
                 await pubsub.ping()
+
+
+async def _one_server(client: redis.asyncio.Redis | redis.asyncio.RedisCluster) -> redis.asyncio.Redis:
+    """The client itself; of a cluster a client of any node, as every node hears every message."""
+    if not isinstance(client, redis.asyncio.RedisCluster):
+        return client
+    try:
+        await client.initialize()
+        node: Any = client.get_random_node()
+    except (exceptions.RedisError, OSError) as error:
+        raise BrokerUnavailable(str(error)) from error
+    pool = redis.asyncio.ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
+    return redis.asyncio.Redis.from_pool(pool)

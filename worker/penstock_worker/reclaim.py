@@ -13,9 +13,10 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from redis import exceptions
+from redis.asyncio import RedisCluster
 
 from penstock_core.protocol import transitions
 from penstock_core.protocol.errors import UndecodableRecord
@@ -144,19 +145,25 @@ class Reclaimer:
         return [
             GoneWorker(worker, overdue[worker])
             for worker, connection in connections.items()
-            if alive.get(connection) != bell_name(worker)
+            if (connection, bell_name(worker)) not in alive
         ]
 
-    async def _connected(self, connections: Sequence[int]) -> dict[int, str]:
-        """Names of those of `connections` that exist, by id. Empty where asking is not allowed."""
+    async def _connected(self, connections: Sequence[int]) -> set[tuple[int, str]]:
+        """Id and name of those of `connections` that exist. Empty where asking is not allowed."""
         if not connections:
-            return {}
+            return set()
         found = await self._broker.guard(self._list_clients(connections))
-        return {int(one["id"]): str(one["name"]) for one in found}
+        return {(int(one["id"]), str(one["name"])) for one in found}
 
     async def _list_clients(self, connections: Sequence[int]) -> Sequence[Mapping[str, str]]:
+        client: Any = self._broker.client
         try:
-            return await self._broker.client.client_list(client_id=list(connections))
+            if not isinstance(client, RedisCluster):
+                return cast("Sequence[Mapping[str, str]]", await client.client_list(client_id=list(connections)))
+            # A doorbell hangs on any node, and every node numbers its connections for itself.
+            everywhere = {"target_nodes": RedisCluster.ALL_NODES}
+            nodes: Any = await client.client_list(client_id=list(connections), **everywhere)
+            return [one for listed in nodes.values() for one in listed]
         except exceptions.ResponseError as error:
             _logger.info("takeover waits for leases here: CLIENT LIST is not permitted", extra={"reason": str(error)})
             self._may_list_clients = False

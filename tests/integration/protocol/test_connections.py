@@ -66,6 +66,29 @@ def test_a_real_worker_serves_over_every_connection(url: str, tmp_path: Path) ->
             worker.end()
 
 
+def test_a_job_is_taken_over_over_every_connection(url: str, tmp_path: Path) -> None:
+    """Long before its lease ends, except where the user may not list connections."""
+    lease_s = "4" if "miller:" in url else "600"
+    with Client(url, queue="takeover") as client:
+        workers = [WorkerProcess(url, tmp_path, f"w{n}", "--queue", "takeover", "--lease-s", lease_s) for n in (1, 2)]
+        try:
+            for worker in workers:
+                worker.wait_until_ready(client)
+            job = client.submit("Once upon a time", seed=1, max_tokens=700, ignore_eos=True)
+            stream = job.stream(timeout=90)
+            tokens = list(next(stream).token_ids)
+            owner = job.status().owner
+            next(worker for worker in workers if worker.worker_id == owner).kill()
+            for chunk in stream:
+                tokens += chunk.token_ids
+            assert tokens == list(job.result(timeout=60).token_ids)
+            assert job.status().attempt == 2
+            assert client.queue_snapshot().stats["reclaimed"] == 1
+        finally:
+            for worker in workers:
+                worker.end()
+
+
 def test_the_check_of_a_broker_works_over_every_connection(url: str) -> None:
     with connect(url) as client:
         assert [warning for warning in check_broker(client) if warning.severity == "error"] == []
