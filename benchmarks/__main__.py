@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.report import console
 
-ALL = ("queue", "engine", "prefix", "speculation", "recovery")
+ALL = ("queue", "engine", "prefix", "speculation", "recovery", "gateway")
 
 
 def main() -> None:
