@@ -38,7 +38,7 @@ from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.models import ModelUnavailable, resolve
 from penstock_worker.publish import Publisher
 from penstock_worker.pulse import Pulse
-from penstock_worker.reclaim import ALL_JOBS, Reclaimer
+from penstock_worker.reclaim import Reclaimer, take_back_from
 from penstock_worker.renew import Renewer
 from penstock_worker.role import Backoff, RoleLoop
 from penstock_worker.settings import WorkerSettings, new_worker_id
@@ -90,7 +90,10 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
         keys = QueueKeys(settings.queue or served_name)
         worker = Worker(settings, served_name, keys, engine, broker, bell, drain, health_file)
         await loading.shutdown()
-        return await worker.run()
+        try:
+            return await worker.run()
+        finally:
+            await asyncio.to_thread(_stop, engine)
     except Stop as stop:
         _logger.log(logging.INFO if stop.code is ExitCode.OK else logging.ERROR, "%s", stop)
         return stop.code
@@ -171,6 +174,21 @@ async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
         raise Stop(ExitCode.MODEL, str(error)) from error
     except (MemoryError, OSError, RuntimeError) as error:
         raise Stop(ExitCode.MODEL, f"--model: cannot load {settings.model}: {type(error).__name__}: {error}") from error
+
+
+def _stop(engine: Engine) -> None:
+    try:
+        engine.shutdown(timeout_s=10.0)
+    except TimeoutError as error:
+        _logger.warning("the engine did not stop", extra={"reason": str(error)})
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Return when any of the events is set."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 class Worker:
@@ -278,8 +296,11 @@ class Worker:
             except OSError as error:
                 raise Stop(ExitCode.USAGE, f"--metrics-port: cannot listen: {error}; choose another port") from error
         self._engine.start(self._publisher.on_outputs)
-        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer, self._claimer):
+        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer):
             role.start()
+        await _first_of(self._renewer.registered, self._drain.requested)
+        if not self._drain.requested.is_set():
+            self._claimer.start()
         _logger.info(
             "ready",
             extra={
@@ -288,33 +309,26 @@ class Worker:
                 "kv_tokens": self._engine.capacity().total_tokens,
             },
         )
-        died = await self._until_the_end()
+        engine_died = self._publisher.engine_died
+        await _first_of(self._drain.requested, engine_died)
         await self._claimer.shutdown()
-        if died:
-            await self._engine_died()
+        if not engine_died.is_set():
+            await self._drain.finish_jobs(self._held, self._settings.grace_s, engine_died)
+        if engine_died.is_set():
+            await self._give_up_jobs()
         else:
-            await self._drain.finish_jobs(self._held, self._settings.grace_s)
             await self._drain.hand_back(self._held, self._publisher)
         for role in (self._reclaimer, self._renewer, self._publisher, self._doorbell, self._pulse):
             await role.shutdown()
-        if not died:
+        if not engine_died.is_set():
             await self._drain.insist(self._deregister)
         if self._status_server is not None:
             await self._status_server.shutdown()
-        self._stop_engine()
         _logger.info("stopped")
-        return ExitCode.ENGINE if died else ExitCode.OK
+        return ExitCode.ENGINE if engine_died.is_set() else ExitCode.OK
 
-    async def _until_the_end(self) -> bool:
-        """Return when the worker is to drain; True if because its engine died."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._drain.requested, self._publisher.engine_died)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        return self._publisher.engine_died.is_set()
-
-    async def _engine_died(self) -> None:
-        """Write what there is, and have the jobs taken back as from a crashed worker.
+    async def _give_up_jobs(self) -> None:
+        """The engine died: write what there is, and have the jobs taken back as from a crashed worker.
 
         A release would spend nothing, and a request that kills every engine would go round for ever.
         """
@@ -322,30 +336,15 @@ class Worker:
         await self._renewer.shutdown()
         await self._drain.insist(self._publisher.flush_all)
 
-        async def reclaim_own() -> None:
-            heartbeat = await self._broker.guard(self._broker.client.zscore(self._keys.heartbeats, self._worker_id))
-            if heartbeat is not None:
-                call = transitions.reclaim(
-                    self._keys,
-                    worker_id=self._worker_id,
-                    heartbeat_ms=int(heartbeat),
-                    limit=ALL_JOBS,
-                    max_crashes=self._settings.max_crashes,
-                )
-                await self._broker.run(call)
+        async def take_back() -> None:
+            await take_back_from(self._broker, self._keys, self._worker_id, self._settings.max_crashes)
 
-        await self._drain.insist(reclaim_own)
+        await self._drain.insist(take_back)
 
     async def _deregister(self) -> None:
         given = await self._broker.run(transitions.deregister(self._keys, self._worker_id))
         if given:
             _logger.warning("handed back jobs on leaving", extra={"jobs": len(given)})
-
-    def _stop_engine(self) -> None:
-        try:
-            self._engine.shutdown(timeout_s=10.0)
-        except TimeoutError as error:
-            _logger.warning("the engine did not stop", extra={"reason": str(error)})
 
     def _on_cancel(self, job_id: str) -> None:
         job = self._held.by_job(job_id)

@@ -58,11 +58,11 @@ class Drain:
             _logger.info("draining: no more jobs are claimed", extra={"reason": reason})
             self.requested.set()
 
-    async def finish_jobs(self, held: HeldJobs, grace_s: float) -> None:
-        """Wait until nothing is held, the grace time has passed, or somebody hurries."""
+    async def finish_jobs(self, held: HeldJobs, grace_s: float, hopeless: asyncio.Event) -> None:
+        """Wait until nothing is held, the grace time has passed, somebody hurries, or it is `hopeless`."""
         if len(held):
             _logger.info("finishing jobs", extra={"held": len(held), "grace_s": grace_s})
-        waits = {asyncio.ensure_future(held.wait_empty()), asyncio.ensure_future(self.hurried.wait())}
+        waits = {asyncio.ensure_future(wait) for wait in (held.wait_empty(), self.hurried.wait(), hopeless.wait())}
         _, pending = await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()

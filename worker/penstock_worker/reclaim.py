@@ -21,6 +21,7 @@ from redis.asyncio import RedisCluster
 from penstock_core.protocol import transitions
 from penstock_core.protocol.errors import UndecodableRecord
 from penstock_core.protocol.keys import QueueKeys
+from penstock_core.protocol.transitions import ReclaimOutcome
 from penstock_core.protocol.workers import WorkerRecord
 from penstock_worker.broker import Broker
 from penstock_worker.doorbell import Doorbell, bell_name
@@ -33,7 +34,7 @@ _SETTLED_AFTER_S = 5.0
 """After Redis came back every heartbeat is old and every connection new: look for the gone only after this long."""
 _SUSPECTS = 32
 _LIMIT = 256  # jobs taken back in one call
-ALL_JOBS = 100_000  # the same, where a worker is known to be dead and all it held is to come back at once
+_ALL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,19 @@ class Reclaimer:
             _logger.info("takeover waits for leases here: CLIENT LIST is not permitted", extra={"reason": str(error)})
             self._may_list_clients = False
             return ()
+
+
+async def take_back_from(broker: Broker, keys: QueueKeys, worker_id: str, max_crashes: int) -> ReclaimOutcome:
+    """Take back at once everything held by a worker that is dead for sure; each job counts a crash.
+
+    For those who know it from better sources than heartbeats: the supervisor of its process, or the worker itself when
+    its engine died. Raises `BrokerUnavailable`.
+    """
+    heartbeat = await broker.guard(broker.client.zscore(keys.heartbeats, worker_id))
+    call = transitions.reclaim(
+        keys, worker_id=worker_id, heartbeat_ms=int(heartbeat or 0), limit=_ALL, max_crashes=max_crashes
+    )
+    return await broker.run(call)
 
 
 def _connection_of(record: bytes | None) -> int:

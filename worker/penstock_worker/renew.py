@@ -21,7 +21,11 @@ from penstock_worker.role import RoleLoop
 
 
 class Renewer:
-    """Keeps the worker and its leases alive. `describe` makes the worker's record of the moment."""
+    """Keeps the worker and its leases alive. `describe` makes the worker's record of the moment.
+
+    Attributes:
+        registered: Redis has heard of this worker; before that it must hold nothing, or nobody could miss it.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Renewer:
         describe: Callable[[], WorkerRecord],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.registered = asyncio.Event()
         self._broker = broker
         self._keys = keys
         self._held = held
@@ -74,6 +79,7 @@ class Renewer:
             self._keys, self._worker_id, holds, lease_ms=self._lease_ms, record=self._describe().encode()
         )
         statuses = await self._broker.run(call)
+        self.registered.set()
         if due:
             self._renewed_at = now
         for job, status in zip(jobs, statuses, strict=True):

@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -16,14 +17,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from penstock_core.protocol import transitions
 from penstock_core.protocol.connection import connect_async
 from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.keys import QueueKeys
 from penstock_worker import flags, models
 from penstock_worker.broker import Broker
 from penstock_worker.exit_codes import ExitCode
-from penstock_worker.reclaim import ALL_JOBS
+from penstock_worker.reclaim import take_back_from
 from penstock_worker.role import Backoff
 from penstock_worker.settings import WorkerSettings, new_worker_id
 
@@ -172,22 +172,10 @@ async def _run(settings: WorkerSettings) -> ExitCode:
 
     async def bury(worker_id: str) -> None:
         """Take back the jobs of a child that is dead for sure; the lease does it where Redis is away."""
-        try:
-            heartbeat = await broker.guard(client.zscore(keys.heartbeats, worker_id))
-            if heartbeat is None:
-                return
-            outcome = await broker.run(
-                transitions.reclaim(
-                    keys,
-                    worker_id=worker_id,
-                    heartbeat_ms=int(heartbeat),
-                    limit=ALL_JOBS,
-                    max_crashes=settings.max_crashes,
-                )
-            )
-        except BrokerUnavailable:
-            return
-        _logger.info("took back the jobs of a dead worker", extra={"gone": worker_id, "jobs": len(outcome.requeued)})
+        with contextlib.suppress(BrokerUnavailable):
+            outcome = await take_back_from(broker, keys, worker_id, settings.max_crashes)
+            fields = {"gone": worker_id, "requeued": len(outcome.requeued), "dead": outcome.dead}
+            _logger.info("took back the jobs of a dead worker", extra=fields)
 
     try:
         return await Supervisor(settings, bury).run()

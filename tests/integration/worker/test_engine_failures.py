@@ -28,11 +28,12 @@ def own_client(server: RedisServer, queue: str) -> Iterator[Client]:
 def start(server: RedisServer, own_client: Client, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
 
-    def begin(name: str, *options: str, module: str = BREAKING) -> WorkerProcess:
+    def begin(name: str, *options: str, module: str = BREAKING, ready: bool = True) -> WorkerProcess:
         queue = own_client.settings.queue
         worker = WorkerProcess(server.url, tmp_path, name, "--queue", queue, *options, module=module)
         started.append(worker)
-        worker.wait_until_ready(own_client)
+        if ready:
+            worker.wait_until_ready(own_client)
         return worker
 
     yield begin
@@ -81,7 +82,7 @@ def test_a_request_that_kills_every_engine_is_dead_lettered(
     """A release would spend nothing, and such a request would go round for ever."""
     killer = own_client.submit(prompt_token_ids=THREAD, max_tokens=4, seed=1)
     for number in range(2):
-        worker = start(f"w{number}", "--max-crashes", "2")
+        worker = start(f"w{number}", "--max-crashes", "2", ready=False)
         assert worker.wait() == ExitCode.ENGINE, worker.log
     with pytest.raises(JobDead) as dead:
         killer.result(timeout=60)

@@ -26,7 +26,7 @@ async def test_the_first_signal_drains_and_the_second_hurries(drain: Drain) -> N
 
 async def test_jobs_that_finish_within_the_grace_time_are_waited_for(bench: Bench, drain: Drain) -> None:
     (job,) = await bench.hold()
-    waiting = asyncio.create_task(drain.finish_jobs(bench.held, grace_s=60))
+    waiting = asyncio.create_task(drain.finish_jobs(bench.held, grace_s=60, hopeless=bench.publisher.engine_died))
     await bench.step(256)
     await asyncio.wait_for(waiting, 5)
     assert bench.driver.state(job.job_id) == "completed"
@@ -34,11 +34,18 @@ async def test_jobs_that_finish_within_the_grace_time_are_waited_for(bench: Benc
 
 async def test_hurrying_ends_the_wait(bench: Bench, drain: Drain) -> None:
     await bench.hold()
-    waiting = asyncio.create_task(drain.finish_jobs(bench.held, grace_s=60))
+    waiting = asyncio.create_task(drain.finish_jobs(bench.held, grace_s=60, hopeless=bench.publisher.engine_died))
     drain.request("first")
     drain.request("second")
     await asyncio.wait_for(waiting, 5)
     assert len(bench.held) == 1
+
+
+async def test_an_engine_that_dies_meanwhile_ends_the_wait(bench: Bench, drain: Drain) -> None:
+    await bench.hold()
+    waiting = asyncio.create_task(drain.finish_jobs(bench.held, grace_s=60, hopeless=bench.publisher.engine_died))
+    bench.publisher.engine_died.set()
+    await asyncio.wait_for(waiting, 5)
 
 
 async def test_unfinished_jobs_are_handed_back_with_every_token(bench: Bench, drain: Drain) -> None:

@@ -12,7 +12,7 @@ from penstock_core.protocol import transitions
 from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.workers import WorkerRecord
 from penstock_worker.doorbell import bell_name
-from penstock_worker.reclaim import Reclaimer
+from penstock_worker.reclaim import Reclaimer, take_back_from
 from tests.unit.worker.conftest import WORKER, Bench
 
 
@@ -197,6 +197,19 @@ async def test_a_worker_does_not_reclaim_from_itself(bench: Bench, reclaimer: Re
     beat(bench, WORKER, age_ms=5000)
     await reclaimer.tick()
     assert bench.driver.state(job.job_id) == "running"
+
+
+async def test_all_jobs_of_a_worker_known_to_be_dead_come_back_at_once(bench: Bench) -> None:
+    names = [bench.submit() for _ in range(150)]
+    bench.driver.claim("dead", 150)
+    beat(bench, "dead", age_ms=0)
+    outcome = await take_back_from(bench.broker, bench.keys, "dead", 3)
+    assert sorted(outcome.requeued) == sorted(names)
+    assert {bench.driver.status(name).crashes for name in names} == {1}
+
+
+async def test_nothing_comes_back_from_a_worker_that_signed_off(bench: Bench) -> None:
+    assert (await take_back_from(bench.broker, bench.keys, "nobody", 3)).requeued == []
 
 
 async def test_due_jobs_become_ready_and_passed_deadlines_end_waiting_jobs(bench: Bench, reclaimer: Reclaimer) -> None:
