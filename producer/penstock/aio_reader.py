@@ -63,7 +63,7 @@ class AsyncReader:
         self._tables: dict[str, FeedTable] = {}
         self._subscriptions = Subscriptions()
         self._outbox: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
-        self._news = asyncio.Event()  # replaced each time something is confirmed or fails
+        self._news: dict[str, asyncio.Event] = {}  # of channels somebody waits for: confirmed, or failed
         self._failures = 0
         self._failure: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -103,7 +103,7 @@ class AsyncReader:
                     if self._failures != failures:
                         assert self._failure is not None
                         raise self._failure
-                    await self._news.wait()
+                    await self._news.setdefault(channel, asyncio.Event()).wait()
         except TimeoutError as error:
             if error is self._failure:
                 raise
@@ -127,10 +127,12 @@ class AsyncReader:
                 self._subscriptions.sent(channel)
         self._outbox.put_nowait((command, *channels))
 
-    def _tell(self) -> None:
-        """Wake those who wait for a confirmation."""
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _tell(self, channel: str | None = None) -> None:
+        """Wake those who wait for a channel's confirmation, or (None) for any."""
+        for name in list(self._news) if channel is None else [channel]:
+            news = self._news.pop(name, None)
+            if news is not None:
+                news.set()
 
     async def _run(self) -> None:
         delay = _BACKOFF_FIRST_S
@@ -195,7 +197,7 @@ class AsyncReader:
                     _log.warning("channel %s: %s", message.channel, error)
         elif message.kind == "subscribe":
             interrupted = self._subscriptions.acknowledged(message.channel)
-            self._tell()
+            self._tell(message.channel)
             if interrupted is not None:
                 interrupted()
 
