@@ -15,7 +15,6 @@ from typing import Any
 import redis.asyncio
 from redis import exceptions
 from redis.asyncio.client import PubSub
-from redis.asyncio.cluster import RedisCluster
 
 from penstock_core.protocol.errors import BrokerUnavailable
 from penstock_worker.metrics import WorkerMetrics
@@ -98,10 +97,7 @@ class Doorbell:
                 await client.aclose()
 
     async def _connect(self, pubsub: PubSub) -> int | None:
-        """Subscribe; the connection's id, or None where the server does not tell (a restricted user).
-
-        None in a cluster too: any node carries the bell, and one that does not would call this worker gone.
-        """
+        """Subscribe; the connection's id, or None where the server does not tell (a proxy, a restricted user)."""
         await pubsub.connect()  # type: ignore[no-untyped-call]
         connection = pubsub.connection
         assert connection is not None
@@ -111,8 +107,6 @@ class Doorbell:
             await connection.read_response()
             await connection.send_command("CLIENT", "ID")
             client_id = int(await connection.read_response())
-            if isinstance(self._client, RedisCluster):
-                client_id = None
         except exceptions.ResponseError as error:
             _logger.info("takeover waits for leases here: CLIENT is not permitted", extra={"reason": str(error)})
         await pubsub.subscribe(self._channel)

@@ -65,8 +65,7 @@ def test_jobs_run_stream_and_are_cancelled(broker_url: str, queue: str, tmp_path
                 endless.result(timeout=60)
             (view,) = snapshot(client).workers
             assert view.record is not None
-            in_cluster = broker_url.startswith("redis+cluster")
-            assert (view.record.connection_id == 0) is in_cluster, "in a cluster only leases prove a worker gone"
+            assert view.record.connection_id > 0, "its connection is what proves it gone"
             worker.terminate()
             assert worker.wait() == ExitCode.OK, worker.log
         finally:
