@@ -31,8 +31,11 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 demo: $(VENV)/.worker  ## show the main job: jobs stream, a worker is killed, nothing is lost
 	@$(BIN)/penstock demo
 
+# Two processes; files stay together, because their tests share servers and workers.
+TEST_PROCESSES ?= 2
+
 test: $(VENV)/.dev  ## run the whole test suite
-	@$(RUN) pytest
+	@$(RUN) pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: $(VENV)/.dev lint types layers  ## format, lint, types, import layers: what CI runs beside the tests
 
