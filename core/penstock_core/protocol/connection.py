@@ -247,7 +247,11 @@ def unavailable(url: str, error: Exception) -> BrokerUnavailable:
 
 def _remedy(error: Exception, reason: str) -> str:
     for word, remedy in (
-        ("NOPERM", "allow the ACL user resetchannels ~penstock:* &penstock:* +@all -@dangerous +info +client|setname +client|id"),
+        (
+            "NOPERM",
+            "allow the ACL user resetchannels ~penstock:* &penstock:* "
+            "+@all -@dangerous +info +client|setname +client|id",
+        ),
         ("WRONGPASS", "check user and password in the URL"),
         ("NOAUTH", "put the password in the URL: redis://:password@host"),
         ("invalid username-password", "check user and password in the URL"),
