@@ -19,7 +19,16 @@ StartRedis = Callable[..., RedisServer]
 
 SERVICE = "mill"
 SLOTS_PER_NODE = 5462
-ACL_RULES = tuple("resetchannels ~penstock:* &penstock:* +@all -@dangerous +info +client|setname +client|id".split())
+ACL_RULES = (
+    "resetchannels",
+    "~penstock:*",
+    "&penstock:*",
+    "+@all",
+    "-@dangerous",
+    "+info",
+    "+client|setname",
+    "+client|id",
+)
 """What the message for NOPERM tells an operator to allow."""
 
 
