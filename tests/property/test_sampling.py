@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock_core.kernels.native import kernels, using
 from penstock_core.protocol.requests import SamplingParams
 from penstock_core.sampling import NO_TOKEN, Sampler, SamplingTable, dense
 from penstock_core.sampling.filters import filter_floors, leading_tokens
 from penstock_core.sampling.noise import log, position_keys, stream_key, token_noise
-from penstock_core.sampling.race import block_maxima, draw
+from penstock_core.sampling.race import block_maxima, draw, draw_natively
 from tests.unit.sampling.reference import distribution
 
 VOCABULARIES = st.sampled_from([3, 63, 64, 65, 200, 700])
@@ -90,6 +91,9 @@ def test_the_race_finds_the_best_of_the_whole_vocabulary(rows: np.ndarray, tempe
     every = rows / heat[:, None] - log(token_noise(keys[:, None], np.arange(rows.shape[1])))
     assert np.array_equal(tokens, every.argmax(-1))
     assert np.array_equal(scores, every.max(-1))
+    native = kernels()
+    if native is not None:
+        assert np.array_equal(draw_natively(native, rows, heat, keys), tokens)
 
 
 @given(rows=logits(rows=6), params=st.lists(PARAMS, min_size=6, max_size=6), seed=st.integers(0, 2**63 - 1))
@@ -102,6 +106,9 @@ def test_a_row_alone_in_a_batch_or_on_an_accelerator_gets_the_same_token(
         table.add(row, options, seed, row)
     places, positions = np.arange(6), np.arange(6) * 3
     together = Sampler().sample(table, torch.from_numpy(rows.copy()), places, positions).token_ids
+    with using(None):
+        portable = Sampler().sample(table, torch.from_numpy(rows.copy()), places, positions).token_ids
+    assert np.array_equal(portable, together)
     for row in places:
         one = slice(row, row + 1)
         alone = Sampler().sample(table, torch.from_numpy(rows[one].copy()), places[one], positions[one]).token_ids

@@ -72,6 +72,16 @@ class Int8LinearCall(ctypes.Structure):
     )
 
 
+class DrawCall(ctypes.Structure):
+    """As in draw.c."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("logits", "temperature", "keys", "floors", "scratch", "tokens")),
+        *((name, _i64) for name in ("rows", "vocab")),
+        ("threads", _i32),
+    )
+
+
 class Kernels:
     """The functions of one instruction set."""
 
@@ -89,6 +99,7 @@ class Kernels:
         self.linear_int8 = None  # needs VNNI
         if instruction_set == "avx512":
             self.linear_int8 = bind("linear_int8", ctypes.POINTER(Int8LinearCall))
+        self.draw = bind("draw", ctypes.POINTER(DrawCall))
         self.add_rms_norm = bind("add_rms_norm", _pointer, _pointer, _pointer, _pointer, _i64, _i64, _f32, ctypes.c_int)
         self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)
 

@@ -7,10 +7,13 @@ Called by the sampler for rows with a temperature and no top-k or top-p. Rows ne
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock_core.kernels.native import DrawCall, Kernels
 from penstock_core.sampling.noise import BLOCK, Float64, Int64, block_minimum, log, member_noise
 
 Float32 = npt.NDArray[np.float32]
@@ -82,6 +85,23 @@ def draw(
     row, ids, scores = np.append(row, every), np.append(ids, token), np.append(scores, score)
     best = lexicographic_best(row, ids, scores)
     return ids[best], scores[best]
+
+
+def draw_natively(
+    native: Kernels, logits: Float32, temperature: Float64, keys: Int64, floor: Float32 | None = None
+) -> Int64:
+    """The tokens of `draw` for contiguous logits [n, vocab], from the C kernel: the same, bit for bit.
+
+    -1 for rows in which nothing can be chosen: no logit is finite, or one is NaN or infinite.
+    """
+    rows, vocab = logits.shape
+    threads = torch.get_num_threads()
+    tokens = np.empty(rows, dtype=np.int64)
+    scratch = np.empty(threads * 3 * -(-vocab // BLOCK))
+    arrays = (logits, temperature, keys, floor, scratch, tokens)
+    addresses = [None if array is None else array.__array_interface__["data"][0] for array in arrays]
+    native.draw(ctypes.byref(DrawCall(*addresses, rows, vocab, threads)))
+    return tokens
 
 
 def lexicographic_best(row: Int64, ids: Int64, scores: Float64) -> Int64:

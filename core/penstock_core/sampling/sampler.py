@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from penstock_core.kernels.native import kernels
 from penstock_core.protocol.jobs import TokenLogprob
 from penstock_core.sampling import dense
 from penstock_core.sampling.filters import filter_floors
 from penstock_core.sampling.logprobs import Logprobs, raw_logprobs
 from penstock_core.sampling.noise import Int64, position_keys
-from penstock_core.sampling.race import Float32, block_maxima, draw
+from penstock_core.sampling.race import Float32, block_maxima, draw, draw_natively
 from penstock_core.sampling.table import SamplingTable
 
 NO_TOKEN = -1
@@ -87,26 +88,49 @@ def _choose(table: SamplingTable, logits: Float32, rows: Int64, positions: Int64
         tokens[~np.isfinite(logits[np.arange(len(rows)), tokens])] = NO_TOKEN
         return tokens
     tokens = np.full(len(rows), NO_TOKEN, dtype=np.int64)
-    index = np.flatnonzero(~greedy)
     most_likely = logits[greedy].argmax(-1)
     most_likely[~np.isfinite(logits[greedy, most_likely])] = NO_TOKEN
     tokens[greedy] = most_likely
-    blocks, maxima = block_maxima(logits if len(index) == len(rows) else logits[index])
-    possible = np.isfinite(maxima.max(-1))
-    if not possible.all():
-        index, blocks, maxima = index[possible], blocks[possible], maxima[possible]
-    if len(index):
-        tokens[index] = _draw(table, rows[index], positions[index], blocks, maxima)
+    filtered = table.filtered[rows] & ~greedy
+    for some, pick in ((~greedy & ~filtered, _race), (filtered, _race_above_floors)):
+        index = np.flatnonzero(some)
+        if len(index):
+            keys = position_keys(table.stream[rows[index]], positions[index])
+            part = logits if len(index) == len(rows) else logits[index]
+            tokens[index] = pick(table, rows[index], part, keys)
     return tokens
 
 
-def _draw(table: SamplingTable, rows: Int64, positions: Int64, blocks: Float32, maxima: Float32) -> Int64:
-    temperature = table.temperature[rows]
-    floors = None
-    if table.filtered[rows].any():
+def _race(table: SamplingTable, rows: Int64, logits: Float32, keys: Int64) -> Int64:
+    native = kernels()
+    if native is not None:
+        return draw_natively(native, logits, table.temperature[rows], keys)
+    tokens = np.full(len(rows), NO_TOKEN, dtype=np.int64)
+    blocks, maxima = block_maxima(logits)
+    possible = np.flatnonzero(np.isfinite(maxima.max(-1)))
+    if len(possible):
+        tokens[possible] = draw(blocks[possible], maxima[possible], table.temperature[rows[possible]], keys[possible])[
+            0
+        ]
+    return tokens
+
+
+def _race_above_floors(table: SamplingTable, rows: Int64, logits: Float32, keys: Int64) -> Int64:
+    tokens = np.full(len(rows), NO_TOKEN, dtype=np.int64)
+    blocks, maxima = block_maxima(logits)
+    possible = np.isfinite(maxima.max(-1))
+    if not possible.all():
+        rows, logits, blocks, maxima, keys = (part[possible] for part in (rows, logits, blocks, maxima, keys))
+    if len(rows):
+        temperature = table.temperature[rows]
         floors, cut_off = filter_floors(
             blocks, maxima, temperature, table.top_k[rows], table.top_p[rows], table.min_p[rows]
         )
         for row, ids in cut_off:
-            blocks[row].ravel()[ids] = -np.inf
-    return draw(blocks, maxima, temperature, position_keys(table.stream[rows], positions), floors)[0]
+            blocks[row].ravel()[ids] = logits[row, ids] = -np.inf
+        native = kernels()
+        if native is None:
+            tokens[possible] = draw(blocks, maxima, temperature, keys, floors)[0]
+        else:
+            tokens[possible] = draw_natively(native, logits, temperature, keys, floors)
+    return tokens

@@ -17,6 +17,7 @@ _EDGES = [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 
 _EDGES += [320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 8192, 16384]
 _SAMPLES = 9
 _STALE_STEPS = 2000
+_REFRESH_STEPS = 16
 
 
 class _Bin:
@@ -48,7 +49,7 @@ class StepCost:
     def __init__(self) -> None:
         self._bins: dict[int, _Bin] = {}
         self._steps = 0
-        self._points: tuple[Float64, Float64] | None = None
+        self._table: Float64 | None = None  # seconds by number of tokens
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from a step."""
@@ -57,25 +58,35 @@ class StepCost:
         found = self._bins.get(edge)
         if found is None:
             found = self._bins[edge] = _Bin()
+            self._table = None
         found.add(tokens, seconds, self._steps)
-        if self._steps % 256 == 0:
+        if self._steps % _REFRESH_STEPS == 0:
             fresh = self._steps - _STALE_STEPS
             self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
-        self._points = None
+            self._table = None
 
     @property
     def known(self) -> bool:
         """Whether any step has been observed."""
         return bool(self._bins)
 
-    def predict(self, tokens: Float64) -> Float64:
-        """Seconds of steps of these many tokens, never falling with them. Needs an observation."""
-        if self._points is None:
-            bins = [self._bins[edge] for edge in sorted(self._bins)]
-            seconds = np.maximum.accumulate([found.median_s for found in bins])
-            self._points = np.array([found.tokens for found in bins]), seconds
-        sizes, seconds = self._points
+    def at(self, tokens: int) -> float:
+        """Seconds of a step of `tokens` tokens. Needs an observation."""
+        return float(self.curve(tokens, 1)[0])
+
+    def curve(self, first: int, count: int, stride: int = 1) -> Float64:
+        """Seconds of steps of `first`, `first + stride`, ... tokens, [count]; never falling. Needs an observation."""
+        end = first + (count - 1) * stride + 1
+        if self._table is None or len(self._table) < end:
+            self._table = self._tabulate(max(256, 2 * end))
+        return self._table[first:end:stride]
+
+    def _tabulate(self, size: int) -> Float64:
+        bins = [self._bins[edge] for edge in sorted(self._bins)]
+        sizes = np.array([found.tokens for found in bins])
+        seconds = np.maximum.accumulate([found.median_s for found in bins])
+        tokens = np.arange(size, dtype=np.float64)
         slope = (seconds[-1] - seconds[0]) / max(1.0, sizes[-1] - sizes[0])
         within: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])
-        predicted: Float64 = within + slope * np.maximum(0.0, tokens - sizes[-1])
-        return predicted
+        table: Float64 = within + slope * np.maximum(0.0, tokens - sizes[-1])
+        return table

@@ -26,8 +26,8 @@ from penstock_core.speculative.statistics import SpeculationMeter, SpeculationSt
 from penstock_core.speculative.suffix import SuffixProposer
 
 _HOPELESS = 0.95  # if even drafts this likely would not pay, nobody is asked
-_CHEAP = 0.005  # share of a step that lookups may take before fruitless ones are made rarer
-_LONGEST_PAUSE_STEPS = 15
+_FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on average
+_LONGEST_PAUSE_STEPS = 32
 _FIRST_PROBE_STEPS, _LAST_PROBE_STEPS = 16, 512
 _NO_CHANCES = np.zeros(0)
 
@@ -40,7 +40,7 @@ class _Track:
         found, guessed: this step's lookup and the draft model's guess, in full; less of one of them may be checked.
         offered: whose draft goes into the step, if any. known: output tokens before the step.
         lookup_bias, model_bias: how this sequence's drafts fare against expectation.
-        pause, resting: steps until a fruitless lookup is tried again, and how many of them are left.
+        resting: steps until a fruitless lookup is tried again.
         quiet, probe: steps without the draft model, and after how many it is tried again.
     """
 
@@ -50,7 +50,6 @@ class _Track:
     known: int = 0
     lookup_bias: SequenceBias = field(default_factory=SequenceBias)
     model_bias: SequenceBias = field(default_factory=SequenceBias)
-    pause: int = 0
     resting: int = 0
     quiet: int = 0
     probe: int = _FIRST_PROBE_STEPS
@@ -83,8 +82,10 @@ class SpeculativeDecoder:
         names = [proposer.name for proposer in (self._lookup, self._model) if proposer is not None]
         self._meter = SpeculationMeter(config.max_depth, names)
         self._tracks: dict[SequenceState, _Track] = {}
-        self._lookup_s = 0.0  # of one sequence, a moving average
-        self._asked = False  # whether anything was proposed for the coming step
+        self._asked = False  # whether anyone was asked to propose for the coming step
+        self._offered = False  # whether anything was
+        self._pause = 0  # steps that a fruitless proposal is worth waiting after
+        self._idle = 0  # steps until anyone is asked again
 
     def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
         """Give drafts to the running sequences for which they are likely to pay.
@@ -94,14 +95,21 @@ class SpeculativeDecoder:
             waiting_tokens: prompt tokens of waiting sequences that the next step is likely to take in.
         """
         began = self._clock()
-        self._asked = False
+        self._asked = self._offered = False
         self._forget_all_but(running)
+        if self._idle:
+            self._idle -= 1
+            return
         unread = [sequence.num_tokens - sequence.num_computed for sequence in running]
         decoding = [sequence for sequence, tokens in zip(running, unread, strict=True) if tokens == 1]
         if self.config.fixed_depth is not None:
             self._propose_fixed(decoding, self.config.fixed_depth)
         elif decoding and self.cost.known:
             self._propose_paying(decoding, sum(unread) + waiting_tokens)
+            # What was spent in vain is made up for by not trying again for a while; nothing is lost where it is cheap.
+            share = (self._clock() - began) / self.cost.at(len(decoding))
+            self._pause = min(int(share / _FRUITLESS_SHARE), _LONGEST_PAUSE_STEPS)
+            self._idle = 0 if self._offered else self._pause
         self._meter.propose_s += self._clock() - began
 
     def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]], step_s: float) -> None:
@@ -130,7 +138,7 @@ class SpeculativeDecoder:
             drafts += checked
             meter.depths[checked] += 1
             self._learn(track, sequence.output_ids[track.known :], checked)
-        plain = float(self.cost.predict(np.array([batch.num_tokens - drafts], dtype=np.float64))[0])
+        plain = self.cost.at(batch.num_tokens - drafts)
         meter.plain_s += plain * emitted / len(grown) if drafts and grown else step_s
 
     def statistics(self) -> SpeculationStatistics:
@@ -158,7 +166,7 @@ class SpeculativeDecoder:
         if least_paying_chance(step_tokens, emitting, self.cost) > _HOPELESS:
             return
         if self._model is None:
-            decoding = self._rested(decoding, step_tokens)
+            decoding = self._rested(decoding)
             if not decoding:
                 return
         tracks = self._begin(decoding)
@@ -175,14 +183,10 @@ class SpeculativeDecoder:
         chosen = choose_depths(chances, step_tokens, emitting, self.cost)
         for sequence, track, draft, depth in zip(decoding, tracks, drafts, chosen, strict=True):
             self._offer(sequence, track, draft, depth)
-            track.pause = 0 if depth else min(2 * track.pause + 1, _LONGEST_PAUSE_STEPS)
-            track.resting = track.pause
+            track.resting = 0 if depth else self._pause
 
-    def _rested(self, decoding: list[SequenceState], step_tokens: int) -> list[SequenceState]:
-        """The sequences worth a lookup: all where it is cheap, else those whose last ones were not fruitless."""
-        step_s = float(self.cost.predict(np.array([step_tokens], dtype=np.float64))[0])
-        if self._lookup_s * len(decoding) < _CHEAP * step_s:
-            return decoding
+    def _rested(self, decoding: list[SequenceState]) -> list[SequenceState]:
+        """The sequences worth a lookup: those whose last one was not fruitless, or was long enough ago."""
         rested = []
         for sequence in decoding:
             track = self._tracks.get(sequence)
@@ -221,11 +225,8 @@ class SpeculativeDecoder:
     def _look_up(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> None:
         if self._lookup is None:
             return
-        began = self._clock()
         for track, draft in zip(tracks, self._lookup.propose(decoding, depths), strict=True):
             track.found = draft
-        if decoding:
-            self._lookup_s += ((self._clock() - began) / len(decoding) - self._lookup_s) * 0.1
 
     def _guess(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int], floor: float) -> None:
         if self._model is not None and any(depths):
@@ -236,6 +237,7 @@ class SpeculativeDecoder:
         tokens = draft.token_ids[:depth]
         track.offered = None
         if tokens:
+            self._offered = True
             track.offered = self._model if draft is track.guessed else self._lookup
             sequence.propose(tokens)
 

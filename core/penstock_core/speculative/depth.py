@@ -21,9 +21,7 @@ UNKNOWN_DRAFT = 0.25
 """Share of a step that a draft model's step is taken to cost until one was measured."""
 
 
-def choose_depths(
-    chances: Sequence[Float64], step_tokens: int, emitting: int, cost: StepCost, overhead_s: float = 0.0
-) -> list[int]:
+def choose_depths(chances: Sequence[Float64], step_tokens: int, emitting: int, cost: StepCost) -> list[int]:
     """Drafts to check of each sequence.
 
     Args:
@@ -31,7 +29,6 @@ def choose_depths(
         step_tokens: tokens of the step without drafts.
         emitting: sequences that get a token in the step anyway.
         cost: measured time of steps.
-        overhead_s: time spent outside of the step whatever is chosen.
     """
     yields = [np.cumprod(chance) for chance in chances]
     lengths = [len(gain) for gain in yields]
@@ -41,8 +38,7 @@ def choose_depths(
     owner = np.repeat(np.arange(len(yields)), lengths)
     order = np.argsort(-everything, kind="stable")
     emitted = emitting + np.concatenate([[0.0], np.cumsum(everything[order])])
-    seconds = cost.predict(step_tokens + np.arange(everything.size + 1, dtype=np.float64)) + overhead_s
-    rate = emitted / seconds
+    rate = emitted / cost.curve(step_tokens, everything.size + 1)
     best = int(rate.argmax())
     if rate[best] < WORTH * rate[0]:
         return [0] * len(yields)
@@ -54,8 +50,7 @@ def least_paying_chance(step_tokens: int, emitting: int, cost: StepCost) -> floa
     """The chance of acceptance from which one draft for every emitting sequence would pay; above 1 if none can."""
     if not cost.known or not emitting:
         return 0.0
-    plain, more = cost.predict(np.array([step_tokens, step_tokens + emitting], dtype=np.float64))
-    return float(more / plain * WORTH - 1.0)
+    return cost.at(step_tokens + emitting) / cost.at(step_tokens) * WORTH - 1.0
 
 
 def draft_depth(
@@ -76,9 +71,9 @@ def draft_depth(
         return 0, 1.0
     levels = np.arange(max_depth + 1, dtype=np.float64)
     emitted = emitting + np.cumsum((chances[:, None] ** levels).sum(0)) - count
-    seconds = cost.predict(step_tokens + count * levels)
-    level_s = draft_cost.predict(np.array([float(count)]))[0] if draft_cost.known else UNKNOWN_DRAFT * seconds[0]
-    seconds = seconds + level_s * levels
+    plain = cost.curve(step_tokens, max_depth + 1, count)
+    level_s = draft_cost.at(count) if draft_cost.known else UNKNOWN_DRAFT * plain[0]
+    seconds = plain + level_s * levels
     rate = emitted / seconds
     best = int(rate.argmax())
     if rate[best] < WORTH * rate[0]:

@@ -59,7 +59,7 @@ def test_no_other_choice_of_depths_would_be_faster(chances: list[list[float]], s
 
     def rate(depths: tuple[int, ...]) -> float:
         emitted = count + sum(float(np.cumprod(c)[:d].sum()) for c, d in zip(chances, depths, strict=True))
-        return emitted / float(cost.predict(np.array([count + sum(depths)], dtype=float))[0])
+        return emitted / cost.at(count + sum(depths))
 
     chosen = tuple(choose_depths([np.array(c) for c in chances], count, count, cost))
     best = max(rate(depths) for depths in itertools.product(*(range(len(c) + 1) for c in chances)))
@@ -86,29 +86,29 @@ def test_hopeless_batches_are_known_without_asking_anyone() -> None:
 def test_sizes_never_seen_are_tried_once() -> None:
     cost = StepCost()
     cost.observe(4, 0.010)
-    assert cost.predict(np.array([8.0]))[0] == 0.010  # optimism: as if more tokens were free
-    assert cost.predict(np.array([1.0]))[0] == pytest.approx(0.0025)  # and fewer cost their share only
+    assert cost.at(8) == 0.010  # optimism: as if more tokens were free
+    assert cost.at(1) == pytest.approx(0.0025)  # and fewer cost their share only
     for _ in range(5):
         cost.observe(8, 0.020)
-    assert cost.predict(np.array([6.0, 12.0])) == pytest.approx([0.015, 0.030])
+    assert cost.curve(6, 2, 6) == pytest.approx([0.015, 0.030])
 
 
 def test_one_slow_step_does_not_bend_the_curve() -> None:
     cost = measured({4: 0.010})
     cost.observe(4, 5.0)
-    assert cost.predict(np.array([4.0]))[0] == 0.010
+    assert cost.at(4) == 0.010
 
 
 def test_a_curve_not_seen_for_long_is_forgotten() -> None:
     cost = measured({1: 0.010, 32: 0.500})
     for _ in range(3000):
         cost.observe(1, 0.010)
-    assert cost.predict(np.array([32.0]))[0] == 0.010
+    assert cost.at(32) == 0.010
 
 
 def test_predicted_times_never_fall_with_tokens() -> None:
     cost = measured({1: 0.02, 4: 0.01, 8: 0.03})
-    assert (np.diff(cost.predict(np.arange(1.0, 20.0))) >= 0).all()
+    assert (np.diff(cost.curve(1, 20)) >= 0).all()
 
 
 def test_acceptance_is_learned_by_grade() -> None:

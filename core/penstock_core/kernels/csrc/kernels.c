@@ -3,3 +3,4 @@
 #include "rows.c"
 #include "linear.c"
 #include "linear_int8.c"
+#include "draw.c"
