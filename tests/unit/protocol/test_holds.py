@@ -284,6 +284,15 @@ class TestFinish:
         driver.finish("w1", driver.final(job_id, 1, tokens=(10, 25)))
         assert driver.stats()["tokens_out"] == 25
 
+    def test_ten_thousand_jobs_end_in_one_call(self, driver: QueueDriver) -> None:
+        # Lua's unpack gives at most some 8,000 values.
+        if driver.client.connection_pool.connection_class.__name__ == "FakeRedisConnection":
+            pytest.skip("fakeredis is too slow for it")
+        driver.submit_all([driver.new_job() for _ in range(10_000)])
+        jobs = [job for _ in range(10) for job in driver.claim("w1", 1000)]
+        assert driver.finish("w1", *(driver.final(job.job_id, 1) for job in jobs)) == ["ok"] * 10_000
+        assert driver.stats()["completed"] == 10_000
+
     def test_completion_wins_over_a_cancel_that_came_too_late(self, driver: QueueDriver) -> None:
         job_id = driver.submit()
         driver.take()

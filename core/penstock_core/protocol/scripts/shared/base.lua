@@ -128,8 +128,11 @@ end
 
 local function flush()
   for worker, ids in pairs(leaving) do
-    call('ZREM', Q .. 'leases', unpack(ids))
-    call('SREM', Q .. 'held:' .. worker, unpack(ids))
+    for first = 1, #ids, 1000 do -- Lua's stack bounds what unpack can give
+      local last = math.min(first + 999, #ids)
+      call('ZREM', Q .. 'leases', unpack(ids, first, last))
+      call('SREM', Q .. 'held:' .. worker, unpack(ids, first, last))
+    end
   end
   for tenant, entry in pairs(tallies) do
     flush_tenant(tenant, entry)
