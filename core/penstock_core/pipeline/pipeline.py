@@ -218,7 +218,7 @@ class UnifiedInferencePipeline:
         except BaseException as error:  # an interrupt: leave a state that can go on
             self._fail(batch, error)
             raise
-        self._advance(batch, sampled, now, now - before)
+        self._advance(batch, sampled, now)
         outputs = self._deliver(now)
         self._count_step(batch, self.clock() - started)
         return outputs
@@ -273,7 +273,7 @@ class UnifiedInferencePipeline:
             if start + batch.query_lens[n] >= sequence.num_prompt:
                 sequence.wants_prompt_logits = False
 
-    def _advance(self, batch: TokenBatch, sampled: SampledTokens, now_s: float, forward_s: float) -> None:
+    def _advance(self, batch: TokenBatch, sampled: SampledTokens, now_s: float) -> None:
         """Hand the sampled tokens to the batcher, and what it accepts to the choices."""
         if batch.drafts is not None:
             for sequence, samples in zip(batch.sequences, batch.num_samples, strict=True):
@@ -283,7 +283,7 @@ class UnifiedInferencePipeline:
         written: list[int] = []
         grown = self.batcher.update(batch, sampled.token_ids.tolist())
         if self._speculator is not None:
-            self._speculator.observe(batch, grown, forward_s)
+            self._speculator.observe(batch, grown)
         for sequence, first, count in grown:
             progress = self._requests[sequence.request_id]
             choice = progress.choices[sequence.index]
@@ -352,6 +352,8 @@ class UnifiedInferencePipeline:
         meter.batch_sequences += len(batch.sequences)
         meter.sequence_limit += config.max_num_sequences
         meter.token_budget += config.max_batch_tokens
+        if self._speculator is not None:
+            self._speculator.measure(batch.num_tokens, step_s)
         if self.batcher.budget is not None:
             self.batcher.budget.observe(batch.num_tokens, step_s)
 

@@ -48,6 +48,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._bins: dict[int, _Bin] = {}
+        self._tried: set[int] = set()
         self._steps = 0
         self._table: Float64 | None = None  # seconds by number of tokens
 
@@ -57,6 +58,9 @@ class StepCost:
         edge = bisect_right(_EDGES, tokens)
         found = self._bins.get(edge)
         if found is None:
+            if edge not in self._tried:
+                self._tried.add(edge)  # the first step of a size sets up what later ones reuse
+                return
             found = self._bins[edge] = _Bin()
             self._table = None
         found.add(tokens, seconds, self._steps)
@@ -67,7 +71,7 @@ class StepCost:
 
     @property
     def known(self) -> bool:
-        """Whether any step has been observed."""
+        """Whether the cost of any size is known."""
         return bool(self._bins)
 
     def at(self, tokens: int) -> float:

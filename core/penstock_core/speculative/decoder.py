@@ -28,7 +28,8 @@ from penstock_core.speculative.suffix import SuffixProposer
 _HOPELESS = 0.95  # if even drafts this likely would not pay, nobody is asked
 _FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on average
 _LONGEST_PAUSE_STEPS = 32
-_FIRST_PROBE_STEPS, _LAST_PROBE_STEPS = 16, 512
+_PROBE_STEPS = 64
+_LONGEST_PROBE_STEPS = 512
 _NO_CHANCES = np.zeros(0)
 
 
@@ -41,7 +42,7 @@ class _Track:
         offered: whose draft goes into the step, if any. known: output tokens before the step.
         lookup_bias, model_bias: how this sequence's drafts fare against expectation.
         resting: steps until a fruitless lookup is tried again.
-        quiet, probe: steps without the draft model, and after how many it is tried again.
+        quiet: steps without the draft model.
     """
 
     found: Draft = EMPTY
@@ -52,7 +53,6 @@ class _Track:
     model_bias: SequenceBias = field(default_factory=SequenceBias)
     resting: int = 0
     quiet: int = 0
-    probe: int = _FIRST_PROBE_STEPS
 
 
 class SpeculativeDecoder:
@@ -86,6 +86,9 @@ class SpeculativeDecoder:
         self._offered = False  # whether anything was
         self._pause = 0  # steps that a fruitless proposal is worth waiting after
         self._idle = 0  # steps until anyone is asked again
+        self._model_idle = 0  # steps until the draft model is tried again where it is not expected to pay
+        self._spent_s = 0.0  # on proposing for the coming step
+        self._saved = (0, 1.0)  # drafts in the latest step, and how many plain steps would have given its tokens
 
     def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
         """Give drafts to the running sequences for which they are likely to pay.
@@ -96,6 +99,7 @@ class SpeculativeDecoder:
         """
         began = self._clock()
         self._asked = self._offered = False
+        self._spent_s = 0.0
         self._forget_all_but(running)
         if self._idle:
             self._idle -= 1
@@ -107,25 +111,21 @@ class SpeculativeDecoder:
         elif decoding and self.cost.known:
             self._propose_paying(decoding, sum(unread) + waiting_tokens)
             # What was spent in vain is made up for by not trying again for a while; nothing is lost where it is cheap.
-            share = (self._clock() - began) / self.cost.at(len(decoding))
-            self._pause = min(int(share / _FRUITLESS_SHARE), _LONGEST_PAUSE_STEPS)
+            self._pause = min(self._steps_worth(self._clock() - began, len(decoding)), _LONGEST_PAUSE_STEPS)
             self._idle = 0 if self._offered else self._pause
-        self._meter.propose_s += self._clock() - began
+        self._spent_s = self._clock() - began
 
-    def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]], step_s: float) -> None:
-        """Learn from a step.
+    def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]]) -> None:
+        """Learn what the drafts of a step were worth.
 
         Args:
             batch: what was computed.
             grown: what `TokenBatcher.update` returned: sequence, its first place, number of new tokens.
-            step_s: seconds of the forward pass and the sampling.
         """
-        self.cost.observe(batch.num_tokens, step_s)
         meter = self._meter
-        meter.step_s += step_s
+        self._saved = (0, 1.0)
         if not self._asked:
             meter.depths[0] += len(grown)
-            meter.plain_s += step_s
             return
         samples = {id(sequence): number for sequence, number in zip(batch.sequences, batch.num_samples, strict=True)}
         emitted = drafts = 0
@@ -138,8 +138,19 @@ class SpeculativeDecoder:
             drafts += checked
             meter.depths[checked] += 1
             self._learn(track, sequence.output_ids[track.known :], checked)
-        plain = self.cost.at(batch.num_tokens - drafts)
-        meter.plain_s += plain * emitted / len(grown) if drafts and grown else step_s
+        if drafts:
+            self._saved = (drafts, emitted / len(grown))
+
+    def measure(self, step_tokens: int, step_s: float) -> None:
+        """Learn what the step cost: its tokens, and all its seconds, those of `propose` included."""
+        step_s -= self._spent_s
+        self.cost.observe(step_tokens, step_s)
+        drafts, steps = self._saved
+        meter = self._meter
+        meter.step_s += step_s
+        meter.propose_s += self._spent_s
+        plain_s = self.cost.at(step_tokens - drafts) * steps if drafts and self.cost.known else step_s
+        meter.plain_s += plain_s
 
     def statistics(self) -> SpeculationStatistics:
         """Counters since the start."""
@@ -209,18 +220,30 @@ class SpeculativeDecoder:
         for sequence, track, chance, looked_up in zip(decoding, tracks, chances, found, strict=True):
             levels = chance ** np.arange(1, depth + 1)
             gain, other = float((levels - floor).sum()), float(np.maximum(np.cumprod(looked_up) - floor, 0.0).sum())
+            track.quiet += 1
             if depth and chance >= floor and gain > other:
                 # A guess that turns out surer than the mean is worth going on from, up to the limit.
                 depths.append(min(self.config.max_depth, _room(sequence)))
-                track.quiet, track.probe = 0, _FIRST_PROBE_STEPS
-                continue
-            track.quiet += 1
-            if track.quiet < track.probe:
-                depths.append(0)
-            else:
+                track.quiet = 0
+            elif depth and track.quiet >= _PROBE_STEPS:
                 depths.append(min(1, _room(sequence)))
-                track.quiet, track.probe = 0, min(2 * track.probe, _LAST_PROBE_STEPS)
+                track.quiet = 0
+            else:
+                depths.append(0)
+        if not depth:
+            if self._model_idle:
+                self._model_idle -= 1
+            else:  # one guess for one sequence, to see whether the model has become worth asking
+                quietest = max(range(emitting), key=lambda place: tracks[place].quiet)
+                depths[quietest] = min(1, _room(decoding[quietest]))
+                tracks[quietest].quiet = 0
+                if self._model.cost.known:
+                    self._model_idle = self._steps_worth(self._model.cost.at(1), emitting)
         return depths, floor
+
+    def _steps_worth(self, spent_s: float, step_tokens: int) -> int:
+        """Steps after which time spent in vain is as small a share of all as it should be."""
+        return min(int(spent_s / (_FRUITLESS_SHARE * self.cost.at(step_tokens))), _LONGEST_PROBE_STEPS)
 
     def _look_up(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> None:
         if self._lookup is None:

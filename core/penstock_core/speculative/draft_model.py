@@ -83,6 +83,8 @@ class DraftModelProposer:
         self._block_table = np.zeros((max_num_sequences, width), dtype=np.int32)
         self._free_slots = list(range(max_num_sequences))
         self._contexts: dict[SequenceState, _Context] = {}
+        first = np.zeros(1, dtype=np.int64)
+        self._forward(first, first, first, first + 1, first)  # the first pass is slow, and would be taken for the cost
 
     def propose(self, sequences: Sequence[SequenceState], depths: Sequence[int], floor: float = 0.0) -> list[Draft]:
         """Drafts of up to `depths[i]` tokens; none while the model still reads the prompt, or has no pages left."""
@@ -199,10 +201,7 @@ class DraftModelProposer:
     def _choose(self, logits: torch.Tensor, rows: Int64, positions: Int64) -> tuple[Int64, Int64]:
         """Tokens as the target would choose them from these logits, and the grades of the choices."""
         tokens = self._sampler.sample(self._table, logits, rows, positions, with_logprobs=False).token_ids
-        heat = torch.from_numpy(self._table.temperature[rows].astype(np.float32)).to(logits.device)
-        scaled = logits / heat[:, None]
-        picked = scaled.gather(-1, torch.from_numpy(np.maximum(tokens, 0)).to(logits.device)[:, None])[:, 0]
-        probability = (picked - scaled.logsumexp(-1)).exp().cpu().numpy()
+        probability = _probability(logits, np.maximum(tokens, 0), self._table.temperature[rows].astype(np.float32))
         grades = np.searchsorted(_PROBABILITY_EDGES, np.nan_to_num(probability))
         return tokens, grades + np.where(self._table.greedy[rows], 0, len(_PRIOR))
 
@@ -234,6 +233,19 @@ class DraftModelProposer:
         if len(wanted) < len(tokens):
             hidden = hidden.index_select(0, tensor(wanted))
         return engine.model.logits(hidden)
+
+
+def _probability(logits: torch.Tensor, tokens: Int64, heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probability of one token per row in softmax(logits / heat), [n]."""
+    if logits.device.type != "cpu":
+        scaled = logits / torch.from_numpy(heat).to(logits.device)[:, None]
+        chosen = scaled.gather(-1, torch.from_numpy(tokens).to(logits.device)[:, None])[:, 0]
+        return (chosen - scaled.logsumexp(-1)).exp().cpu().numpy()
+    values = logits.numpy()
+    picked = values[np.arange(len(values)), tokens]
+    with np.errstate(over="ignore", invalid="ignore"):  # a row without a choice, or one far below the likeliest token
+        total: npt.NDArray[np.float32] = np.exp((values - picked[:, None]) / heat[:, None]).sum(-1)
+    return 1.0 / total
 
 
 def _tokens(sequence: SequenceState, start: int, end: int) -> Int64:

@@ -19,7 +19,7 @@ from penstock_core.speculative.depth import WORTH, choose_depths, draft_depth, l
 def measured(curve: dict[int, float]) -> StepCost:
     cost = StepCost()
     for tokens, seconds in curve.items():
-        for _ in range(9):
+        for _ in range(10):
             cost.observe(tokens, seconds)
     return cost
 
@@ -85,6 +85,8 @@ def test_hopeless_batches_are_known_without_asking_anyone() -> None:
 
 def test_sizes_never_seen_are_tried_once() -> None:
     cost = StepCost()
+    cost.observe(4, 1.0)  # the first of a size is slow for reasons of its own
+    assert not cost.known
     cost.observe(4, 0.010)
     assert cost.at(8) == 0.010  # optimism: as if more tokens were free
     assert cost.at(1) == pytest.approx(0.0025)  # and fewer cost their share only
