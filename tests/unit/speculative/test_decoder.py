@@ -1,4 +1,4 @@
-"""The decoder on a simulated machine: it speculates where that pays, keeps out of the way elsewhere, tries again later."""
+"""The decoder on a simulated machine: it speculates where that pays, keeps out of the way elsewhere, and comes back."""
 
 from __future__ import annotations
 
