@@ -29,6 +29,7 @@ _HOPELESS = 0.95  # if even drafts this likely would not pay, nobody is asked
 _FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on average
 _LONGEST_PAUSE_STEPS = 32
 _PROBE_STEPS = 64
+_PLAIN_EVERY_STEPS = 32
 _LONGEST_PROBE_STEPS = 512
 _NO_CHANCES = np.zeros(0)
 
@@ -87,6 +88,7 @@ class SpeculativeDecoder:
         self._pause = 0  # steps that a fruitless proposal is worth waiting after
         self._idle = 0  # steps until anyone is asked again
         self._model_idle = 0  # steps until the draft model is tried again where it is not expected to pay
+        self._since_plain = 0  # steps with drafts
         self._spent_s = 0.0  # on proposing for the coming step
         self._saved = (0, 1.0)  # drafts in the latest step, and how many plain steps would have given its tokens
 
@@ -104,6 +106,9 @@ class SpeculativeDecoder:
         if self._idle:
             self._idle -= 1
             return
+        if self._since_plain >= _PLAIN_EVERY_STEPS and self.config.fixed_depth is None:
+            self._since_plain = 0  # a plain step now and then, or its cost would be that of other times
+            return
         unread = [sequence.num_tokens - sequence.num_computed for sequence in running]
         decoding = [sequence for sequence, tokens in zip(running, unread, strict=True) if tokens == 1]
         if self.config.fixed_depth is not None:
@@ -113,6 +118,7 @@ class SpeculativeDecoder:
             # What was spent in vain is made up for by not trying again for a while; nothing is lost where it is cheap.
             self._pause = min(self._steps_worth(self._clock() - began, len(decoding)), _LONGEST_PAUSE_STEPS)
             self._idle = 0 if self._offered else self._pause
+            self._since_plain = self._since_plain + 1 if self._offered else 0
         self._spent_s = self._clock() - began
 
     def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]]) -> None:

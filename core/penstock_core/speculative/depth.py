@@ -14,7 +14,7 @@ import numpy as np
 from penstock_core.sampling.noise import Float64
 from penstock_core.speculative.cost import StepCost
 
-WORTH = 1.02
+WORTH = 1.05
 """A gain of less than this factor is within the noise of measured times, and not taken."""
 
 UNKNOWN_DRAFT = 0.25
