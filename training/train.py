@@ -38,7 +38,7 @@ class Budget:
 
     steps: int
     seconds: float
-    tokens_per_step: int = 4096
+    tokens_per_step: int = 1024  # small: names are carried from a prompt only after many steps, whatever their size
     peak_lr: float = 4e-3
     warmup: float = 0.02
     decay: float = 0.35  # the share of the run, at its end, over which the rate falls to zero
@@ -154,10 +154,12 @@ def fit(
     return step, tokens, time.monotonic() - started
 
 
-def train_main(tokenizer: Tokenizer, budget: Budget, seed: int) -> tuple[LlamaForCausalLM, Outcome]:
-    """Train the main model on next-token prediction."""
+def train_main(
+    tokenizer: Tokenizer, budget: Budget, seed: int, model: LlamaForCausalLM | None = None
+) -> tuple[LlamaForCausalLM, Outcome]:
+    """Train the main model on next-token prediction: `model`, or a new one."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(main_config())
+    model = LlamaForCausalLM(main_config()) if model is None else model
 
     def loss_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits_of(model, hidden), targets)
@@ -197,6 +199,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--part", choices=("both", "main", "draft"), default="both", help="draft: reuse the main model")
+    parser.add_argument("--go-on", action="store_true", help="start from the main model and tokenizer in --out")
     parser.add_argument("--record", type=Path, help="JSON file that receives the outcomes, for training.evaluate")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that everything runs")
     return parser.parse_args()
@@ -212,6 +215,7 @@ class Plan:
     seed: int = 1
     lr: float = 4e-3
     part: str = "both"
+    go_on: bool = False
     quick: bool = False
 
     def budget(self, share: float, rate: float) -> Budget:
@@ -225,14 +229,16 @@ class Plan:
 def run(plan: Plan) -> dict[str, Outcome]:
     """Train and save what the plan asks for; returns the outcome of each model that was trained."""
     outcomes: dict[str, Outcome] = {}
-    if plan.part == "draft":
+    main: LlamaForCausalLM | None = None
+    if plan.part == "draft" or plan.go_on:
         tokenizer = Tokenizer.from_file(str(plan.out / MAIN_NAME / "tokenizer.json"))
         main = LlamaForCausalLM.from_pretrained(plan.out / MAIN_NAME, dtype=torch.float32)
     else:
         texts = 1500 if plan.quick else 30_000
         console.print(f"tokenizer: {texts} documents")
         tokenizer = train_tokenizer(corpus.document(plan.seed, index).text for index in range(texts))
-        main, outcomes[MAIN_NAME] = train_main(tokenizer, plan.budget(0.8, 1.0), plan.seed)
+    if main is None or plan.part != "draft":
+        main, outcomes[MAIN_NAME] = train_main(tokenizer, plan.budget(0.8, 1.0), plan.seed, main)
         save_checkpoint(main, tokenizer, plan.out / MAIN_NAME)
     if plan.part != "main":
         draft, outcomes[DRAFT_NAME] = train_draft(main, tokenizer, plan.budget(0.2, 2.0), plan.seed)
