@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import console
 
@@ -28,12 +29,21 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(name)
-            continue
-        last = done.stdout.strip().splitlines()[-1]
-        (results / f"{name}.json").write_text(json.dumps(json.loads(last), indent=2) + "\n")
+        figures = _figures(done.stdout)
+        if figures is not None:  # kept of a failed benchmark too: they say what is wrong
+            (results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
     if failed:
         console.print(f"failed: {', '.join(failed)}")
         sys.exit(1)
+
+
+def _figures(output: str) -> dict[str, Any] | None:
+    """The JSON object on the last line, or None where the benchmark ended before it had one."""
+    try:
+        found = json.loads(output.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 if __name__ == "__main__":
