@@ -48,6 +48,8 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
         return None if has_ttl or busy > 0 else "no TTL, and the tenant has no job"
     if kind in ("ready", "resume"):
         return _stray(client, prefix, [fields.get(b"id", b"") for _, fields in client.xrange(key)])
+    if kind == "recent":
+        return None if has_ttl else "an index of jobs without TTL"
     if kind in ("file", "filedata", "files", "batch", "batches"):
         return None if has_ttl else "a gateway's key without TTL"
     if name == "batchwork":

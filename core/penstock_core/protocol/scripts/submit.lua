@@ -32,6 +32,7 @@ local function retry_after_ms()
 end
 
 local limits = {} -- tenant -> its limits, count and token bucket
+local recent = {} -- tenant, and '' for all of them -> flat list of submission times and ids accepted by this call
 
 local function limits_of(tenant)
   local t = limits[tenant]
@@ -120,7 +121,26 @@ local function accept(at, id, key)
   call('HSET', key, unpack(fields))
   count('submitted')
   count('waiting_bytes', #request)
+  for _, whose in ipairs({ tenant, '' }) do
+    recent[whose] = recent[whose] or {}
+    table.insert(recent[whose], now_text)
+    table.insert(recent[whose], id)
+  end
   return state
+end
+
+-- The indexes that a listing reads: the newest jobs of a tenant and of all, bounded in number and in time.
+local RECENT_OF_TENANT, RECENT_OF_ALL, RECENT_MS = 1000, 10000, 31 * 86400000
+
+local function remember_recent()
+  for whose, entries in pairs(recent) do
+    local key = Q .. 'recent' .. (whose == '' and '' or ':' .. whose)
+    for first = 1, #entries, 1000 do -- Lua's stack bounds what unpack can give
+      call('ZADD', key, unpack(entries, first, math.min(first + 999, #entries)))
+    end
+    call('ZREMRANGEBYRANK', key, 0, -(whose == '' and RECENT_OF_ALL or RECENT_OF_TENANT) - 1)
+    call('PEXPIRE', key, RECENT_MS)
+  end
 end
 
 local function submit(at)
@@ -151,6 +171,7 @@ for i = 1, n do
   ring = ring or (reply[1] == 'accepted' and reply[2] == 'queued')
   replies[i] = reply
 end
+remember_recent()
 flush()
 for tenant, t in pairs(limits) do
   if t.charged then

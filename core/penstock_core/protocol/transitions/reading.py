@@ -236,6 +236,45 @@ def scan_jobs(keys: QueueKeys, cursor: str = "0", *, count: int = 1000) -> Call[
     return Call(load_script("scan_jobs"), (keys.prefix,), [0, cursor, count], parse)
 
 
+def read_recent(keys: QueueKeys, *, tenant: str = "", limit: int = 100, before: str = "") -> Call[list[str] | None]:
+    """Ids of the tenant's ('': all tenants') newest jobs, newest first; some may be gone. `before` goes on from there.
+
+    The index keeps 1,000 of a tenant and 10,000 of all, for 31 days. None: it does not have `before`.
+    """
+
+    def parse(reply: Any) -> list[str] | None:
+        return texts(reply[1:]) if int(reply[0]) else None
+
+    return Call(load_script("recent"), (keys.prefix,), [0, tenant, limit, before], parse)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What a tenant uses, and its limits; a limit of 0 is none.
+
+    Attributes:
+        queued, delayed, running: its jobs.
+        tokens_charged: of `tokens_per_minute`, not refilled yet; above it where one job cost more than a minute's.
+    """
+
+    queued: int
+    delayed: int
+    running: int
+    tokens_charged: int
+    max_queued: int
+    max_running: int
+    tokens_per_minute: int
+
+
+def read_usage(keys: QueueKeys, tenant: str, *, now_ms: int = 0) -> Call[TenantUsage]:
+    """A tenant's jobs and tokens, with the limits that hold for it."""
+
+    def parse(reply: Any) -> TenantUsage:
+        return TenantUsage(*(int(value) for value in reply))
+
+    return Call(load_script("usage"), (keys.prefix,), [now_ms, tenant], parse)
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """Why and when a job was dead-lettered. `job_id` is '' where a stray stream entry named none."""
