@@ -58,13 +58,15 @@ bench: $(VENV)/.dev  ## run every benchmark in full
 bench-quick: $(VENV)/.dev  ## the same in smoke-test size
 	@$(RUN) benchmarks --quick
 
-# Each peer in an environment of its own: their requirements contradict one another.
-PEERS = celery:celery[redis] dramatiq:dramatiq[redis] rq:rq arq:arq taskiq:taskiq,taskiq-redis streaq:streaq
+# Each peer in an environment of its own: their requirements contradict one another. llama.cpp is built from source, for minutes.
+PEERS = celery:hiredis,celery[redis] dramatiq:hiredis,dramatiq[redis] rq:hiredis,rq arq:hiredis,arq \
+        taskiq:hiredis,taskiq,taskiq-redis streaq:hiredis,streaq \
+        llamacpp:llama-cpp-python,gguf,safetensors openvino:torch,openvino-genai,optimum-intel[openvino]
 
-bench-peers:  ## install the queues we are compared with, each in an environment of its own
+bench-peers:  ## install the queues and engines we are compared with, each in an environment of its own
 	@set -e; for peer in $(PEERS); do name=$${peer%%:*}; \
 	  test -x .bench-venvs/$$name/bin/python || { echo "installing $$name ..."; $(PYTHON) -m venv .bench-venvs/$$name; \
-	  .bench-venvs/$$name/bin/python -m pip install --quiet --disable-pip-version-check hiredis $$(echo $${peer#*:} | tr , ' '); }; done
+	  .bench-venvs/$$name/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $$(echo $${peer#*:} | tr , ' '); }; done
 
 clean:  ## remove the virtual environment, caches and build outputs
 	rm -rf $(VENV) .bench-venvs build dist bench-results htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*

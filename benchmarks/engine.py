@@ -2,23 +2,22 @@
 
 Four workloads: a prompt of 512 tokens (prefill), one stream of 128 new tokens (single), 32 requests of 64 new tokens
 each (batch), and 16 requests sharing 512 tokens (prefix, cold and warm). Greedy, end of sequence ignored, fp32 unless
-`--dtype` or `--quantization` say otherwise. Peer: `transformers` generate. Beside the rates stands what memory
-bandwidth allows one stream, measured here. Also: how many sequences the paged cache holds in the bytes in which
-contiguous allocation holds one each.
+`--dtype` or `--quantization` say otherwise. Peers: `transformers` generate, and the engines that `make bench-peers`
+has installed. Beside the rates stands what memory bandwidth allows one stream, measured here. Also: how many sequences
+the paged cache holds in the bytes in which contiguous allocation holds one each.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.checkpoints import SIZES, random_checkpoint
+from benchmarks.contestants import Contestant, Penstock, Transformers, installed_engines
 from benchmarks.report import alternate, console, parser, publish, table
 
 
@@ -29,13 +28,19 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     options.add_argument("--quantization", choices=["int8"], default=None)
+    options.add_argument("--kv-dtype", choices=["auto", "float16", "int8"], default="auto", help="our KV cache")
+    options.add_argument("--peers", type=Path, default=Path(".bench-venvs"), help="folder of the peers' environments")
     arguments = options.parse_args()
     if arguments.quick:
         arguments.size, arguments.runs = "tiny", 1
     torch.set_num_threads(arguments.threads)
     folder = random_checkpoint(arguments.size)
     ours = Penstock(folder, arguments)
-    contestants: dict[str, Any] = {"penstock": ours, "transformers": Transformers(folder, arguments)}
+    contestants: dict[str, Contestant] = {"penstock": ours}
+    if arguments.quantization is None:  # transformers has no 8-bit products on CPU
+        contestants["transformers"] = Transformers(folder, arguments)
+    if arguments.device == "cpu" and arguments.dtype == "float32":
+        contestants |= installed_engines(arguments.peers, folder, arguments)
 
     figures = alternate(
         {name: _workloads(contestant, quick=arguments.quick) for name, contestant in contestants.items()},
@@ -88,7 +93,7 @@ def main() -> None:
     )
 
 
-def _workloads(contestant: Any, *, quick: bool) -> Callable[[], Mapping[str, float]]:
+def _workloads(contestant: Contestant, *, quick: bool) -> Callable[[], Mapping[str, float]]:
     shape = random.Random(0)
     vocabulary = 2000
     scale = 4 if quick else 1
@@ -123,62 +128,6 @@ def _timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-class Penstock:
-    """This repository's engine, used alone, without Redis."""
-
-    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
-        from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
-
-        self.executor = InferencePipelineExecutor(
-            PipelineConfig(
-                model=folder,
-                device=arguments.device,
-                dtype=arguments.dtype,
-                quantization=arguments.quantization,
-                threads=arguments.threads,
-                max_num_sequences=64,
-            )
-        )
-        self.weight_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // (
-            4 if arguments.quantization else {"float32": 1}.get(arguments.dtype, 2)
-        )
-
-    def generate(self, prompts: list[list[int]], new_tokens: int) -> None:
-        """Continue each prompt by exactly `new_tokens` tokens."""
-        from penstock_core.sampling import SamplingParams
-
-        results = self.executor.generate(
-            prompts, SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-        )
-        assert all(len(result.token_ids) == new_tokens for result in results)
-
-
-class Transformers:
-    """`transformers` generate with its own defaults: a contiguous cache, the batch padded to one length."""
-
-    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
-        import transformers
-
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=arguments.dtype).to(
-            arguments.device
-        )
-        self.model.eval()
-
-    def generate(self, prompts: list[list[int]], new_tokens: int) -> None:
-        """Continue each prompt by exactly `new_tokens` tokens. All prompts of a call have one length."""
-        ids = torch.tensor(prompts, device=self.model.device)
-        with torch.inference_mode():
-            out = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                pad_token_id=0,
-            )
-        assert out.shape[1] == ids.shape[1] + new_tokens
 
 
 def memory_bandwidth_bytes_per_s(*, quick: bool) -> float:

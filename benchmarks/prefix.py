@@ -13,7 +13,7 @@ import time
 import torch
 
 from benchmarks.checkpoints import SIZES, random_checkpoint
-from benchmarks.engine import Penstock, Transformers
+from benchmarks.contestants import Penstock, Transformers
 from benchmarks.report import parser, publish, table
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--shared", type=int, default=1024, help="tokens in common")
     arguments = options.parse_args()
-    arguments.dtype, arguments.quantization = "float32", None
+    arguments.dtype, arguments.quantization, arguments.kv_dtype = "float32", None, "auto"
     if arguments.quick:
         arguments.size, arguments.runs = "tiny", 3
     torch.set_num_threads(arguments.threads)
