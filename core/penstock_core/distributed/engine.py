@@ -187,6 +187,16 @@ class DistributedInferenceEngine:
                     logits = self.model.logits(hidden[start:end])
             yield start, logits
 
+    @property
+    def num_ranks(self) -> int:
+        """Processes that compute each step, this one included."""
+        return self.group.size
+
+    def fallen(self) -> str | None:
+        """Which of the other ranks has ended, if one has: no further step is possible. Any thread."""
+        followers = self._followers
+        return None if followers is None else followers.fallen()
+
     def close(self) -> None:
         """End the other ranks, if there are any."""
         if self._followers is None:

@@ -6,6 +6,7 @@ from penstock_core.pipeline.pipeline import UnifiedInferencePipeline
 from penstock_core.pipeline.requests import (
     Capacity,
     ChoiceChunk,
+    EngineDescription,
     EngineRequest,
     FinishedRequest,
     RequestOutput,
@@ -16,6 +17,7 @@ from penstock_core.pipeline.statistics import PipelineStatistics
 __all__ = [
     "Capacity",
     "ChoiceChunk",
+    "EngineDescription",
     "EngineRequest",
     "FinishedRequest",
     "InferencePipelineExecutor",

@@ -20,7 +20,14 @@ from penstock_core.batching import AdaptiveBatchTimeout
 from penstock_core.pipeline.config import PipelineConfig
 from penstock_core.pipeline.intake import reserved_tokens
 from penstock_core.pipeline.pipeline import UnifiedInferencePipeline
-from penstock_core.pipeline.requests import Capacity, ChoiceChunk, EngineRequest, FinishedRequest, RequestOutput
+from penstock_core.pipeline.requests import (
+    Capacity,
+    ChoiceChunk,
+    EngineDescription,
+    EngineRequest,
+    FinishedRequest,
+    RequestOutput,
+)
 from penstock_core.pipeline.statistics import PipelineStatistics
 from penstock_core.protocol.errors import InvalidRequest, JobFailed
 from penstock_core.protocol.jobs import Choice, FinishReason, JobResult, Timings, Usage
@@ -219,10 +226,21 @@ class InferencePipelineExecutor:
         """Counters since the start, and the state of this moment. Any thread."""
         return self.pipeline.statistics()
 
+    def describe(self) -> EngineDescription:
+        """The engine as it was loaded. Any thread."""
+        engine = self.pipeline.engine
+        device = engine.device
+        place = f"{device.type}:{device.index or 0}" if device.type == "cuda" else device.type
+        return EngineDescription(place, engine.num_ranks, engine.num_pages, engine.page_size)
+
     @property
     def is_alive(self) -> bool:
         """Whether the thread steps, or would if there were work."""
         return self._thread is not None and self._thread.is_alive() and self.failure is None and not self._stopping
+
+    def fallen(self) -> str | None:
+        """Which rank has ended, if one has: the next step will fail, or never return. Any thread."""
+        return self.pipeline.engine.fallen()
 
     def shutdown(self, timeout_s: float) -> None:
         """Stop the thread after its current step. Requests that are not done end without a result.

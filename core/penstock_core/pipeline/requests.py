@@ -100,3 +100,18 @@ class Capacity:
     free_sequences: int
     free_tokens: int
     total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """What does not change while an engine runs.
+
+    Attributes:
+        device: where rank 0 computes, `cpu` or `cuda:<n>`. ranks: processes that the model is cut over.
+        num_pages, page_size: the pool of keys and values, of `page_size` tokens each.
+    """
+
+    device: str
+    ranks: int
+    num_pages: int
+    page_size: int
