@@ -4,3 +4,4 @@
 #include "linear.c"
 #include "linear_int8.c"
 #include "draw.c"
+#include "ranks.c"
