@@ -85,6 +85,11 @@ class PagedAttentionKVCache:
         """Pages that `allocate` can hand out: blank ones, and cached ones by eviction."""
         return len(self._blank) + (self.prefix.num_cold if self.prefix else 0)
 
+    @property
+    def num_saved(self) -> int:
+        """Pages that sharing saves at this moment: holders beyond the first, over all pages."""
+        return self._extra_references
+
     def match(self, digests: Sequence[bytes]) -> list[int]:
         """Pages that already hold the longest known prefix of this chain; not yet acquired."""
         return self.prefix.match(digests) if self.prefix else []

@@ -20,10 +20,13 @@ UNLIMITED_OUTPUT_TOKENS = 1024  # what a choice without max_tokens counts for in
 
 
 def reserved_tokens(request: EngineRequest, max_model_len: int) -> int:
-    """Tokens of the page pool that a request may come to need: its prompt once, and the output of every choice."""
+    """Tokens of the page pool that a request may come to need, were nothing shared: prompt and output of every choice.
+
+    What is shared, among its choices or with other requests, the cache knows, and capacity gives back.
+    """
     length, params = len(request.prompt_token_ids), request.sampling
     output = min(max_model_len - length, params.max_tokens or UNLIMITED_OUTPUT_TOKENS)
-    return length + output * params.num_choices
+    return (length + output) * params.num_choices
 
 
 @dataclass(frozen=True, slots=True)

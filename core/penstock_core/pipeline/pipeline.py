@@ -146,11 +146,12 @@ class UnifiedInferencePipeline:
             self._end_request(progress, reason)
 
     def capacity(self) -> Capacity:
-        """Room for more requests."""
+        """Room for more requests: each is counted with its longest output, and a page that several share once."""
         total = self.engine.num_pages * self.engine.page_size
+        taken = self._reserved_tokens - self.cache.num_saved * self.engine.page_size
         return Capacity(
             free_sequences=max(0, self.config.max_num_sequences - self._open_sequences),
-            free_tokens=max(0, total - self._reserved_tokens),
+            free_tokens=min(total, max(0, total - taken)),
             total_tokens=total,
         )
 

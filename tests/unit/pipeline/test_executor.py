@@ -174,7 +174,7 @@ def test_capacity_counts_what_is_still_in_the_inbox(executor: InferencePipelineE
     assert entered.wait(30)
     executor.submit(request("b", 10, n=3, max_tokens=20))
     assert executor.capacity().free_sequences == 16 - 1 - 3
-    assert executor.capacity().free_tokens == 4096 - 30 - 70
+    assert executor.capacity().free_tokens == 4096 - 30 - 3 * (10 + 20)
     gate.set()
 
 

@@ -359,9 +359,26 @@ def test_capacity_counts_what_was_promised() -> None:
     assert pipe.capacity().free_tokens == pipe.capacity().total_tokens == 400
     pipe.add_request(request("x", 10, n=2, max_tokens=20))
     assert pipe.capacity().free_sequences == 2
-    assert pipe.capacity().free_tokens == 400 - 10 - 2 * 20
+    assert pipe.capacity().free_tokens == 400 - 2 * (10 + 20)
     Collected(pipe).run()
     assert pipe.capacity().free_sequences == 4
+    assert pipe.capacity().free_tokens == 400
+
+
+def test_capacity_counts_a_shared_page_once() -> None:
+    pipe = pipeline(FakeEngine(num_pages=100, page_size=4), max_num_sequences=8)
+    prompt = [20 + i for i in range(42)]
+    pipe.add_request(request("first", prompt, max_tokens=20))
+    collected = Collected(pipe)
+    collected.step()
+    pipe.add_request(request("second", prompt, max_tokens=20))
+    pipe.add_request(request("choices", [5] * 21, n=3, max_tokens=20))
+    collected.step()
+    collected.step()
+    shared_pages = pipe.statistics().cache.bytes_saved // pipe.cache.page_bytes
+    assert shared_pages == 10 + 2 * 5
+    assert pipe.capacity().free_tokens == 400 - 2 * (42 + 20) - 3 * (21 + 20) + 4 * shared_pages
+    collected.run()
     assert pipe.capacity().free_tokens == 400
 
 
