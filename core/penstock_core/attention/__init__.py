@@ -27,6 +27,9 @@ class PagedAttention(Protocol):
     def attend(self, q: Tensor, pages: LayerPages, plan: Any, spec: AttentionSpec) -> Tensor:
         """Causal attention of this step's tokens over their sequences' pages. q: [T, H, D] -> [T, H, D]."""
 
+    def by_kernel(self, batch: AttentionBatch) -> bool:
+        """Whether the C kernel computes all of this batch, so that a whole-decoder call may."""
+
 
 def attention_for(device: torch.device | str, *, deterministic: bool = False) -> PagedAttention:
     """The implementation for a device; `deterministic` asks for sums whose order ignores the rest of the batch."""

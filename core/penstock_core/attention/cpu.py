@@ -39,6 +39,10 @@ class CPUPagedAttention:
         self._deterministic = deterministic
         self._portable = PortablePagedAttention(deterministic)
 
+    def by_kernel(self, batch: AttentionBatch) -> bool:
+        """Whether no sequence of the batch goes the portable way."""
+        return native.kernels() is not None and (self._deterministic or batch.max_query_len <= SHORT_QUERY)
+
     def plan(self, batch: AttentionBatch) -> CPUPlan:
         """Share the batch's sequences out; once per forward pass."""
         lengths = batch.query_start.diff()

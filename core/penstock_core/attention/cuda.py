@@ -79,6 +79,10 @@ class CUDAPagedAttention:
         self._num_splits = 1 if deterministic else None
         self._portable = PortablePagedAttention(deterministic)
 
+    def by_kernel(self, batch: AttentionBatch) -> bool:
+        """Never: the C kernels are for the CPU."""
+        return False
+
     def plan(self, batch: AttentionBatch) -> CUDAPlan:
         """Nothing to prepare: the kernel reads the batch's own tensors."""
         return CUDAPlan(batch)

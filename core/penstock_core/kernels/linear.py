@@ -6,7 +6,6 @@ and multiplied with activations rounded per token. None is returned where this m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ctypes import byref
 
 import torch
@@ -16,7 +15,104 @@ from torch import Tensor
 from penstock_core.kernels import native
 
 PANEL = 32  # outputs that lie together, as in linear.c
-Product = Callable[[Tensor], Tensor]  # float32 [T, in] -> float32 [T, out]
+
+
+class FloatProduct:
+    """A product with a CPU weight [out, in] of float32, float16 or bfloat16. float32 [T, in] -> float32 [T, out]."""
+
+    __slots__ = ("_bias", "_call", "_packed", "in_features", "matrix", "out_features")
+
+    def __init__(self, kernels: native.Kernels, weight: Tensor, bias: Tensor | None, w_type: int) -> None:
+        self._call = kernels.linear
+        self.out_features, self.in_features = weight.shape
+        missing = -self.out_features % PANEL
+        padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
+        self._packed = padded.view(-1, PANEL, self.in_features).transpose(1, 2).contiguous()
+        self._bias = None if bias is None else bias.float()
+        self.matrix = native.Matrix(
+            self._packed.data_ptr(), None, native.pointer(self._bias), self.out_features, self.in_features, w_type
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [T, in] -> float32 [T, out]."""
+        x = _rows(x)
+        rows, matrix = x.shape[0], self.matrix
+        out = torch.empty(rows, self.out_features)
+        scratch = torch.empty(rows * self.in_features) if rows > 1 else out
+        self._call(
+            byref(
+                native.LinearCall(
+                    matrix.w,
+                    matrix.bias,
+                    x.data_ptr(),
+                    out.data_ptr(),
+                    scratch.data_ptr(),
+                    rows,
+                    self.out_features,
+                    self.in_features,
+                    x.stride(0),
+                    matrix.type,
+                    torch.get_num_threads(),
+                )
+            )
+        )
+        return out
+
+
+class Int8Product:
+    """A product with a CPU weight [out, in] in 8 bits, one scale per output. float32 [T, in] -> float32 [T, out]."""
+
+    __slots__ = ("_bias", "_call", "_packed", "_scale", "in_features", "matrix", "out_features")
+
+    def __init__(self, kernels: native.Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        assert kernels.linear_int8 is not None
+        self._call = kernels.linear_int8
+        self.out_features, self.in_features = weight.shape
+        self._scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
+        fours = -(-self.in_features // 4)
+        rounded = ((weight.float() / self._scale[:, None]).round_() + 128).to(torch.uint8)
+        rounded = F.pad(rounded, (0, fours * 4 - self.in_features, 0, -self.out_features % PANEL))
+        self._packed = rounded.view(-1, PANEL, fours, 4).transpose(1, 2).contiguous()
+        self._bias = None if bias is None else bias.float()
+        self.matrix = native.Matrix(
+            self._packed.data_ptr(),
+            self._scale.data_ptr(),
+            native.pointer(self._bias),
+            self.out_features,
+            self.in_features,
+            native.INT8,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [T, in] -> float32 [T, out]."""
+        x = _rows(x)
+        rows, matrix = x.shape[0], self.matrix
+        fours = -(-self.in_features // 4)
+        out = torch.empty(rows, self.out_features)
+        # One allocation: the rounded rows, then each row's scale and sum.
+        scratch = torch.empty(rows * (fours + 2), dtype=torch.int32)
+        at = scratch.data_ptr()
+        scales = at + rows * fours * 4
+        self._call(
+            byref(
+                native.Int8LinearCall(
+                    matrix.w,
+                    matrix.w_scale,
+                    matrix.bias,
+                    x.data_ptr(),
+                    out.data_ptr(),
+                    at,
+                    scales,
+                    scales + rows * 4,
+                    rows,
+                    self.out_features,
+                    self.in_features,
+                    x.stride(0),
+                    torch.get_num_threads(),
+                )
+            )
+        )
+        return out
 
 
 def reads_stored_weights() -> bool:
@@ -25,95 +121,21 @@ def reads_stored_weights() -> bool:
     return kernels is not None and kernels.instruction_set != "portable"
 
 
-def float_product(weight: Tensor, bias: Tensor | None) -> Product | None:
+def float_product(weight: Tensor, bias: Tensor | None) -> FloatProduct | None:
     """A product for a CPU weight [out, in] of float32, float16 or bfloat16."""
     kernels = native.kernels()
     w_type = native.stored_type(weight.dtype)
     if kernels is None or not reads_stored_weights() or weight.device.type != "cpu" or w_type is None:
         return None
-    out_features, in_features = weight.shape
-    padded = F.pad(weight, (0, 0, 0, -out_features % PANEL)) if out_features % PANEL else weight
-    packed = padded.view(-1, PANEL, in_features).transpose(1, 2).contiguous()
-    bias = None if bias is None else bias.float()
-    multiply, call_type = kernels.linear, native.LinearCall
-    w, b = packed.data_ptr(), native.pointer(bias)
-
-    def product(x: Tensor) -> Tensor:
-        x = _rows(x)
-        rows = x.shape[0]
-        out = torch.empty(rows, out_features)
-        scratch = torch.empty(rows * in_features) if rows > 1 else out
-        threads = torch.get_num_threads()
-        multiply(
-            byref(
-                call_type(
-                    w,
-                    b,
-                    x.data_ptr(),
-                    out.data_ptr(),
-                    scratch.data_ptr(),
-                    rows,
-                    out_features,
-                    in_features,
-                    x.stride(0),
-                    w_type,
-                    threads,
-                )
-            )
-        )
-        return out
-
-    product.kept = packed, bias  # type: ignore[attr-defined]  # their addresses are in use
-    return product
+    return FloatProduct(kernels, weight, bias, w_type)
 
 
-def int8_product(weight: Tensor, bias: Tensor | None) -> Product | None:
+def int8_product(weight: Tensor, bias: Tensor | None) -> Int8Product | None:
     """A product for a CPU weight [out, in], rounded to 8 bits with one scale per output."""
     kernels = native.kernels()
     if kernels is None or kernels.linear_int8 is None or weight.device.type != "cpu":
         return None
-    out_features, in_features = weight.shape
-    scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
-    fours = -(-in_features // 4)
-    rounded = ((weight.float() / scale[:, None]).round_() + 128).to(torch.uint8)
-    rounded = F.pad(rounded, (0, fours * 4 - in_features, 0, -out_features % PANEL))
-    packed = rounded.view(-1, PANEL, fours, 4).transpose(1, 2).contiguous()
-    bias = None if bias is None else bias.float()
-    multiply, call_type = kernels.linear_int8, native.Int8LinearCall
-    w, s, b = packed.data_ptr(), scale.data_ptr(), native.pointer(bias)
-
-    def product(x: Tensor) -> Tensor:
-        x = _rows(x)
-        rows = x.shape[0]
-        out = torch.empty(rows, out_features)
-        # One allocation: the rounded rows, then each row's scale and sum.
-        scratch = torch.empty(rows * (fours + 2), dtype=torch.int32)
-        at = scratch.data_ptr()
-        scales = at + rows * fours * 4
-        threads = torch.get_num_threads()
-        multiply(
-            byref(
-                call_type(
-                    w,
-                    s,
-                    b,
-                    x.data_ptr(),
-                    out.data_ptr(),
-                    at,
-                    scales,
-                    scales + rows * 4,
-                    rows,
-                    out_features,
-                    in_features,
-                    x.stride(0),
-                    threads,
-                )
-            )
-        )
-        return out
-
-    product.kept = packed, scale, bias  # type: ignore[attr-defined]  # their addresses are in use
-    return product
+    return Int8Product(kernels, weight, bias)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from penstock_core.kernels.build import BuildFailed, build, cache_folder, find_l
 log = logging.getLogger(__name__)
 
 _NAMES = ("portable", "avx2", "avx512")
-_STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+INT8 = 3
+_STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: INT8}
 MAX_HEAD_DIM, MAX_PAGE_SIZE = 512, 64  # as in attention.c
 
 _pointer, _i64, _i32, _f32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
@@ -72,6 +73,52 @@ class Int8LinearCall(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """As in decoder.c: a packed weight."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("w", "w_scale", "bias")),
+        *((name, _i64) for name in ("n", "k", "type")),
+    )
+
+
+class Layer(ctypes.Structure):
+    """As in decoder.c."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, _pointer) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp")),
+        *((name, _pointer) for name in ("q_norm", "k_norm", "rope", "k", "v", "k_scale", "v_scale")),
+        *((name, _i32) for name in ("rotary_dim", "window", "kv_type", "norm_projections")),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """As in decoder.c."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        ("head", Matrix),
+        *((name, _pointer) for name in ("embedding", "norm")),
+        *((name, _i64) for name in ("vocab", "num_layers", "hidden", "heads", "kv_heads", "dim", "intermediate")),
+        ("page_size", _i64),
+        *((name, _i32) for name in ("gelu", "embedding_type")),
+        *((name, _f32) for name in ("embed_scale", "eps", "scale", "softcap")),
+    )
+
+
+class DecodeCall(ctypes.Structure):
+    """As in decoder.c."""
+
+    _fields_ = (
+        ("decoder", ctypes.POINTER(Decoder)),
+        *((name, _pointer) for name in ("token_ids", "positions", "slots", "block_table", "query_start", "seq_lens")),
+        *((name, _pointer) for name in ("out", "scratch")),
+        *((name, _i64) for name in ("tokens", "sequences", "table_stride")),
+        *((name, _i32) for name in ("max_query_len", "threads")),
+    )
+
+
 class DrawCall(ctypes.Structure):
     """As in draw.c."""
 
@@ -88,9 +135,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
 
-        def bind(name: str, *arguments: Any) -> Callable[..., None]:
+        def bind(name: str, *arguments: Any, result: Any = None) -> Callable[..., Any]:
             function = getattr(library, f"{name}_{instruction_set}")
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, result
             return function  # type: ignore[no-any-return]
 
         self.paged_attention = bind("paged_attention", ctypes.POINTER(AttentionCall))
@@ -100,6 +147,8 @@ class Kernels:
         if instruction_set == "avx512":
             self.linear_int8 = bind("linear_int8", ctypes.POINTER(Int8LinearCall))
         self.draw = bind("draw", ctypes.POINTER(DrawCall))
+        self.decode = bind("decode", ctypes.POINTER(DecodeCall), result=ctypes.c_int)
+        self.decoder_scratch = bind("decoder_scratch", ctypes.POINTER(Decoder), result=_i64)
         self.add_rms_norm = bind("add_rms_norm", _pointer, _pointer, _pointer, _pointer, _i64, _i64, _f32, ctypes.c_int)
         self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)
 

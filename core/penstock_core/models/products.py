@@ -49,8 +49,8 @@ def prepare(
         UnsupportedModel: int8 is asked for where no int8 product exists.
     """
     if quantization == "int8":
-        product = linear.int8_product(weight, bias)
-        return _fbgemm_int8(weight, bias) if product is None else _in_float32(product, dtype)
+        int8 = linear.int8_product(weight, bias)
+        return _fbgemm_int8(weight, bias) if int8 is None else _in_float32(int8, dtype)
     if weight.device.type == "cpu":
         product = linear.float_product(weight, bias) if dtype == torch.float32 or deterministic else None
         if product is not None:

@@ -19,7 +19,7 @@ typedef struct {
     const int32_t *block_table;     /* [sequences][table_stride] */
     const int32_t *query_start;     /* [sequences + 1] */
     const int32_t *seq_lens;        /* [sequences] */
-    const int32_t *selected;        /* [num_selected]: the sequences to compute */
+    const int32_t *selected;        /* [num_selected]: the sequences to compute; null for all */
     int64_t q_stride, table_stride;
     int32_t num_selected, heads, kv_heads, dim, page_size, window, kv_type, max_query_len, threads;
     float scale, softcap; /* window and softcap: 0 for none */
@@ -190,15 +190,27 @@ static void attend_task(const AttentionCall *c, int64_t n, int64_t kv_head, int6
         }
 }
 
-EXPORT void NAME(paged_attention)(const AttentionCall *c) {
+INLINE int64_t attention_blocks(const AttentionCall *c, int64_t *span) {
     const int64_t group = c->heads / c->kv_heads;
-    const int64_t span = group >= ROWS ? 1 : ROWS / group; /* query tokens of one task */
-    const int64_t blocks = (c->max_query_len + span - 1) / span;
-    const int64_t tasks = (int64_t)c->num_selected * c->kv_heads * blocks;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(c->threads) if (tasks > 1)
+    *span = group >= ROWS ? 1 : ROWS / group; /* query tokens of one task */
+    return (c->max_query_len + *span - 1) / *span;
+}
+
+/* The calling team's work: every thread of it calls this with the same arguments. */
+static void paged_attention_in_team(const AttentionCall *c) {
+    int64_t span;
+    const int64_t blocks = attention_blocks(c, &span), tasks = (int64_t)c->num_selected * c->kv_heads * blocks;
+#pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < tasks; task++) {
-        const int64_t n = c->selected[task / blocks / c->kv_heads], kv_head = task / blocks % c->kv_heads;
+        const int64_t place = task / blocks / c->kv_heads, kv_head = task / blocks % c->kv_heads;
+        const int64_t n = c->selected != 0 ? c->selected[place] : place;
         const int64_t from = task % blocks * span, length = c->query_start[n + 1] - c->query_start[n];
         if (from < length) attend_task(c, n, kv_head, from, from + span < length ? from + span : length);
     }
+}
+
+EXPORT void NAME(paged_attention)(const AttentionCall *c) {
+    int64_t span;
+#pragma omp parallel num_threads(c->threads) if (c->num_selected * c->kv_heads * attention_blocks(c, &span) > 1)
+    paged_attention_in_team(c);
 }

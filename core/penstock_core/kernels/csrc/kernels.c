@@ -4,4 +4,5 @@
 #include "linear.c"
 #include "linear_int8.c"
 #include "draw.c"
+#include "decoder.c"
 #include "ranks.c"

@@ -74,46 +74,49 @@ TYPED_TILE(F32) TYPED_TILE(F16) TYPED_TILE(BF16)
 /* Rows are shared out evenly: tile b of `tiles` has rows [first_row(b), first_row(b + 1)). */
 INLINE int64_t first_row(int64_t b, int64_t tiles, int64_t m) { return b * m / tiles; }
 
-EXPORT void NAME(linear)(const LinearCall *c) {
+/* The calling team's work: every thread of it calls this with the same arguments. */
+static void linear_in_team(const LinearCall *c) {
     const int64_t m = c->m, k = c->k, tiles = (m + TILE - 1) / TILE, panels = (c->n + PANEL - 1) / PANEL;
     const int64_t width = c->w_type == F32 ? 4 : 2;
     /* Tiles of one panel are one task while rows are few; more rows give more tasks, for machines with many cores. */
     const int64_t groups = (tiles + 15) / 16;
-#pragma omp parallel num_threads(c->threads) if (m * c->n * k > 65536 && c->threads > 1)
-    {
-        if (m > 1) {
+    if (m > 1) {
 #pragma omp for
-            for (int64_t b = 0; b < tiles; b++) {
-                const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
-                float *to = c->scratch + from * k;
-                for (int64_t r = 0; r < rows; r++) {
-                    const float *row = c->x + (from + r) * c->x_stride;
-                    for (int64_t i = 0; i < k; i++) to[i * rows + r] = row[i];
-                }
-            }
-        }
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < panels * groups; task++) {
-            const int64_t panel = task / groups, group = task % groups, column = panel * PANEL;
-            const char *w = (const char *)c->w + panel * PANEL * k * width;
-            const int64_t columns = c->n - column < PANEL ? c->n - column : PANEL;
-            for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
-                const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
-                const float *x = m > 1 ? c->scratch + from * k : c->x;
-                float sums[TILE][PANEL] __attribute__((aligned(64)));
-                switch (c->w_type) {
-                case F16: tile_F16((int)rows, x, w, k, sums); break;
-                case BF16: tile_BF16((int)rows, x, w, k, sums); break;
-                default: tile_F32((int)rows, x, w, k, sums);
-                }
-                for (int64_t r = 0; r < rows; r++) {
-                    float *out = c->out + (from + r) * c->n + column;
-                    if (c->bias != 0)
-                        for (int64_t j = 0; j < columns; j++) out[j] = sums[r][j] + c->bias[column + j];
-                    else
-                        memcpy(out, sums[r], columns * sizeof(float));
-                }
+        for (int64_t b = 0; b < tiles; b++) {
+            const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
+            float *to = c->scratch + from * k;
+            for (int64_t r = 0; r < rows; r++) {
+                const float *row = c->x + (from + r) * c->x_stride;
+                for (int64_t i = 0; i < k; i++) to[i * rows + r] = row[i];
             }
         }
     }
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < panels * groups; task++) {
+        const int64_t panel = task / groups, group = task % groups, column = panel * PANEL;
+        const char *w = (const char *)c->w + panel * PANEL * k * width;
+        const int64_t columns = c->n - column < PANEL ? c->n - column : PANEL;
+        for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
+            const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
+            const float *x = m > 1 ? c->scratch + from * k : c->x;
+            float sums[TILE][PANEL] __attribute__((aligned(64)));
+            switch (c->w_type) {
+            case F16: tile_F16((int)rows, x, w, k, sums); break;
+            case BF16: tile_BF16((int)rows, x, w, k, sums); break;
+            default: tile_F32((int)rows, x, w, k, sums);
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                float *out = c->out + (from + r) * c->n + column;
+                if (c->bias != 0)
+                    for (int64_t j = 0; j < columns; j++) out[j] = sums[r][j] + c->bias[column + j];
+                else
+                    memcpy(out, sums[r], columns * sizeof(float));
+            }
+        }
+    }
+}
+
+EXPORT void NAME(linear)(const LinearCall *c) {
+#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > 65536 && c->threads > 1)
+    linear_in_team(c);
 }

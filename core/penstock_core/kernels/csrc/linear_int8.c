@@ -80,39 +80,42 @@ static void round_row(const float *x, int64_t k, int64_t rows, int64_t r, int8_t
     *total = added;
 }
 
-EXPORT void NAME(linear_int8)(const Int8LinearCall *c) {
+/* The calling team's work, as in linear.c. */
+static void linear_int8_in_team(const Int8LinearCall *c) {
     const int64_t m = c->m, k4 = (c->k + 3) / 4, tiles = (m + I8_TILE - 1) / I8_TILE;
     const int64_t panels = (c->n + I8_PANEL - 1) / I8_PANEL, groups = (tiles + 15) / 16;
-#pragma omp parallel num_threads(c->threads) if (m * c->n * c->k > 262144 && c->threads > 1)
-    {
 #pragma omp for
-        for (int64_t row = 0; row < m; row++) {
-            int64_t b = row * tiles / m; /* the tile it is in */
-            while (first_row(b + 1, tiles, m) <= row) b++;
-            const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
-            round_row(c->x + row * c->x_stride, c->k, rows, row - from, c->rounded + from * k4 * 4, c->x_scale + row,
-                      c->x_sum + row);
-        }
+    for (int64_t row = 0; row < m; row++) {
+        int64_t b = row * tiles / m; /* the tile it is in */
+        while (first_row(b + 1, tiles, m) <= row) b++;
+        const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
+        round_row(c->x + row * c->x_stride, c->k, rows, row - from, c->rounded + from * k4 * 4, c->x_scale + row,
+                  c->x_sum + row);
+    }
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < panels * groups; task++) {
-            const int64_t panel = task / groups, group = task % groups, column = panel * I8_PANEL;
-            const uint8_t *w = c->w + panel * I8_PANEL * k4 * 4;
-            const int64_t columns = c->n - column < I8_PANEL ? c->n - column : I8_PANEL;
-            for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
-                const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
-                int32_t sums[I8_TILE][I8_PANEL] __attribute__((aligned(64)));
-                tile_int8_rows((int)rows, c->rounded + from * k4 * 4, w, k4, sums);
-                for (int64_t r = 0; r < rows; r++) {
-                    const int32_t shift = 128 * c->x_sum[from + r];
-                    const float scale = c->x_scale[from + r];
-                    float *out = c->out + (from + r) * c->n + column;
-                    for (int64_t j = 0; j < columns; j++) {
-                        const float y = (float)(sums[r][j] - shift) * (scale * c->w_scale[column + j]);
-                        out[j] = c->bias != 0 ? y + c->bias[column + j] : y;
-                    }
+    for (int64_t task = 0; task < panels * groups; task++) {
+        const int64_t panel = task / groups, group = task % groups, column = panel * I8_PANEL;
+        const uint8_t *w = c->w + panel * I8_PANEL * k4 * 4;
+        const int64_t columns = c->n - column < I8_PANEL ? c->n - column : I8_PANEL;
+        for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
+            const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
+            int32_t sums[I8_TILE][I8_PANEL] __attribute__((aligned(64)));
+            tile_int8_rows((int)rows, c->rounded + from * k4 * 4, w, k4, sums);
+            for (int64_t r = 0; r < rows; r++) {
+                const int32_t shift = 128 * c->x_sum[from + r];
+                const float scale = c->x_scale[from + r];
+                float *out = c->out + (from + r) * c->n + column;
+                for (int64_t j = 0; j < columns; j++) {
+                    const float y = (float)(sums[r][j] - shift) * (scale * c->w_scale[column + j]);
+                    out[j] = c->bias != 0 ? y + c->bias[column + j] : y;
                 }
             }
         }
     }
+}
+
+EXPORT void NAME(linear_int8)(const Int8LinearCall *c) {
+#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > 262144 && c->threads > 1)
+    linear_int8_in_team(c);
 }
 #endif

@@ -25,26 +25,33 @@ INLINE void scale_by(const float *x, float factor, const float *weight, float *o
     for (; i < size; i++) out[i] = x[i] * factor * weight[i];
 }
 
-/* residual += delta (where given); out = norm(residual) * weight. All [rows][size], contiguous. */
-EXPORT void NAME(add_rms_norm)(float *residual, const float *delta, const float *weight, float *out, int64_t rows,
-                               int64_t size, float eps, int threads) {
-#pragma omp parallel for num_threads(threads) if (rows > 1 && rows * size > SERIAL)
+INLINE void add_to(float *x, const float *delta, int64_t size) {
+    int64_t i = 0;
+    for (; i + VL <= size; i += VL) store(x + i, add(load(x + i), load(delta + i)));
+    for (; i < size; i++) x[i] += delta[i];
+}
+
+/* residual += delta (where given); out = norm(residual) * weight. All [rows][size], contiguous. `_in_team`: the calling
+ * team's work, here and below; every thread of it calls with the same arguments. */
+static void add_rms_norm_in_team(float *residual, const float *delta, const float *weight, float *out, int64_t rows,
+                                 int64_t size, float eps) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         float *x = residual + row * size;
-        if (delta != 0) {
-            const float *d = delta + row * size;
-            int64_t i = 0;
-            for (; i + VL <= size; i += VL) store(x + i, add(load(x + i), load(d + i)));
-            for (; i < size; i++) x[i] += d[i];
-        }
+        if (delta != 0) add_to(x, delta + row * size, size);
         scale_by(x, inverse_rms(x, size, eps), weight, out + row * size, size);
     }
 }
 
+EXPORT void NAME(add_rms_norm)(float *residual, const float *delta, const float *weight, float *out, int64_t rows,
+                               int64_t size, float eps, int threads) {
+#pragma omp parallel num_threads(threads) if (rows > 1 && rows * size > SERIAL)
+    add_rms_norm_in_team(residual, delta, weight, out, rows, size, eps);
+}
+
 /* out = silu(gate) * up, or tanh-approximated gelu(gate) * up. gate_up: [rows][2 * size], out: [rows][size]. */
-EXPORT void NAME(gated_activation)(const float *gate_up, float *out, int64_t rows, int64_t size, int gelu,
-                                   int threads) {
-#pragma omp parallel for num_threads(threads) if (rows > 1 && rows * size > SERIAL)
+static void gated_activation_in_team(const float *gate_up, float *out, int64_t rows, int64_t size, int gelu) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const float *gate = gate_up + row * 2 * size, *up = gate + size;
         float *y = out + row * size;
@@ -69,6 +76,12 @@ EXPORT void NAME(gated_activation)(const float *gate_up, float *out, int64_t row
             }
         }
     }
+}
+
+EXPORT void NAME(gated_activation)(const float *gate_up, float *out, int64_t rows, int64_t size, int gelu,
+                                   int threads) {
+#pragma omp parallel num_threads(threads) if (rows > 1 && rows * size > SERIAL)
+    gated_activation_in_team(gate_up, out, rows, size, gelu);
 }
 
 typedef struct {
@@ -118,9 +131,9 @@ INLINE void put(int type, const float *x, void *pages, float *scales, int64_t he
 }
 
 /* Norm each query and key head where asked, rotate both, and write keys and values to their page slots. */
-EXPORT void NAME(rotate_and_store)(const RotateCall *c) {
+static void rotate_and_store_in_team(const RotateCall *c) {
     const int64_t dim = c->dim, heads = c->heads, kv_heads = c->kv_heads, width = (heads + 2 * kv_heads) * dim;
-#pragma omp parallel for num_threads(c->threads) if (c->tokens > 1 && c->tokens * width > SERIAL)
+#pragma omp for schedule(static)
     for (int64_t t = 0; t < c->tokens; t++) {
         float *row = c->qkv + t * width;
         const float *cos_sin = c->table + c->positions[t] * c->rotary_dim;
@@ -137,4 +150,10 @@ EXPORT void NAME(rotate_and_store)(const RotateCall *c) {
             put(c->kv_type, v, c->v, c->v_scale, to, dim);
         }
     }
+}
+
+EXPORT void NAME(rotate_and_store)(const RotateCall *c) {
+    const int64_t width = (int64_t)(c->heads + 2 * c->kv_heads) * c->dim;
+#pragma omp parallel num_threads(c->threads) if (c->tokens > 1 && c->tokens * width > SERIAL)
+    rotate_and_store_in_team(c);
 }

@@ -1,0 +1,198 @@
+"""A whole decoder in one call of the C kernels, for models whose every part they know.
+
+Same parts, same order of sums, same bits as layer by layer; what goes away is the time between the parts, which for a
+small model is most of a step. `WholeDecoder` holds a table of addresses and whatever they point to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import byref, pointer
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock_core.attention.batch import AttentionBatch, LayerPages
+from penstock_core.kernels import native
+from penstock_core.kernels.linear import FloatProduct, Int8Product
+
+PARALLEL_WORK = 12_000_000
+"""Multiplications of a step from which a second thread saves more than ten barriers a layer cost."""
+
+_KEPT_SCRATCH = 4 << 20  # floats that stay allocated between steps
+
+CProduct = FloatProduct | Int8Product
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """One layer.
+
+    Attributes:
+        norms: before attention, after it, before the MLP, after it; None for none.
+        head_norms: of queries and keys, each head alone or, with `norm_projections`, all heads together.
+        rope: gives the rotary table for positions below its argument; None for a layer without rotation.
+    """
+
+    qkv: CProduct
+    output: CProduct
+    gate_up: CProduct
+    down: CProduct
+    norms: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    head_norms: tuple[Tensor, Tensor] | None
+    norm_projections: bool
+    window: int | None
+    rope: Callable[[int], Tensor] | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """What all layers share; see `ModelConfig`."""
+
+    vocab: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    intermediate: int
+    gelu: bool
+    embed_scale: float
+    eps: float
+    attention_scale: float
+    softcap: float
+
+
+class WholeDecoder:
+    """Runs all layers of a float32 model on the CPU.
+
+    Args:
+        kernels: of an instruction set that has matrix products.
+        shape: sizes.
+        layers: the parts of each.
+        embedding: [vocab, hidden], as stored.
+        norm: float32 [hidden], the last norm.
+        head: the product that gives logits.
+    """
+
+    def __init__(
+        self,
+        kernels: native.Kernels,
+        shape: DecoderShape,
+        layers: Sequence[LayerParts],
+        embedding: Tensor,
+        norm: Tensor,
+        head: CProduct,
+    ) -> None:
+        self.shape = shape
+        self._kernels = kernels
+        self._parts = list(layers)
+        self._kept = embedding, norm, head  # their addresses are in use
+        self._layers = (native.Layer * len(layers))(*map(_row, layers))
+        self.table = native.Decoder(
+            layers=self._layers,
+            head=head.matrix,
+            embedding=embedding.data_ptr(),
+            norm=norm.data_ptr(),
+            vocab=shape.vocab,
+            num_layers=len(layers),
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            dim=shape.dim,
+            intermediate=shape.intermediate,
+            gelu=shape.gelu,
+            embedding_type=native.stored_type(embedding.dtype),
+            embed_scale=shape.embed_scale,
+            eps=shape.eps,
+            scale=shape.attention_scale,
+            softcap=shape.softcap,
+        )
+        self._width: int = kernels.decoder_scratch(byref(self.table))
+        self._weights = sum(
+            part.out_features * part.in_features
+            for layer in layers
+            for part in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        )
+        self._pages: Sequence[LayerPages] | None = None
+        self._ropes: list[Tensor | None] = [None] * len(layers)
+        self._reach = 0  # positions that all rotary tables have
+        self._scratch = torch.empty(0)
+        self._call = native.DecodeCall(decoder=pointer(self.table))
+
+    def bind(self, pages: Sequence[LayerPages], max_seq_len: int) -> bool:
+        """Point the table at these pages, and at rotary tables for `max_seq_len` positions; whether the kernels can."""
+        if pages is not self._pages:
+            if not all(_readable(layer) for layer in pages):
+                return False
+            for row, layer in zip(self._layers, pages, strict=True):
+                row.k, row.v = layer.k.data_ptr(), layer.v.data_ptr()
+                row.k_scale, row.v_scale = native.pointer(layer.k_scale), native.pointer(layer.v_scale)
+                row.kv_type = native.stored_type(layer.k.dtype)
+            self.table.page_size = pages[0].k.shape[1]
+            self._pages = pages
+        if max_seq_len > self._reach:
+            self._ropes = [None if part.rope is None else part.rope(max_seq_len) for part in self._parts]
+            for row, rope in zip(self._layers, self._ropes, strict=True):
+                if rope is not None:
+                    row.rope, row.rotary_dim = rope.data_ptr(), rope.shape[1]
+            self._reach = min((rope.shape[0] for rope in self._ropes if rope is not None), default=1 << 62)
+        return True
+
+    def forward(self, batch: AttentionBatch) -> Tensor:
+        """Hidden states [T, hidden] of a step, after `bind`.
+
+        Raises:
+            IndexError: a token is outside the vocabulary.
+        """
+        tokens = batch.num_tokens
+        out = torch.empty(tokens, self.shape.hidden)
+        call = self._call
+        call.token_ids, call.positions = batch.token_ids.data_ptr(), batch.positions.data_ptr()
+        call.slots, call.block_table = batch.slot_mapping.data_ptr(), batch.block_table.data_ptr()
+        call.query_start, call.seq_lens = batch.query_start.data_ptr(), batch.seq_lens.data_ptr()
+        scratch = self.scratch(tokens)
+        call.out, call.scratch = out.data_ptr(), scratch.data_ptr()
+        call.tokens, call.sequences = tokens, batch.num_sequences
+        call.table_stride = batch.block_table.stride(0)
+        call.max_query_len, call.threads = batch.max_query_len, self.threads(tokens)
+        if not self._kernels.decode(byref(call)):
+            raise IndexError(f"a token id is outside the vocabulary of {self.shape.vocab}")
+        return out
+
+    def threads(self, tokens: int) -> int:
+        """How many threads a step of this many tokens is worth."""
+        return torch.get_num_threads() if tokens * self._weights >= PARALLEL_WORK else 1
+
+    def scratch(self, tokens: int) -> Tensor:
+        """Working memory of a step; a small one's stays."""
+        wanted = tokens * self._width
+        if wanted > _KEPT_SCRATCH:
+            return torch.empty(wanted)
+        if len(self._scratch) < wanted:
+            self._scratch = torch.empty(wanted)
+        return self._scratch
+
+
+def _row(parts: LayerParts) -> native.Layer:
+    norms = [native.pointer(norm) for norm in parts.norms]
+    return native.Layer(
+        parts.qkv.matrix,
+        parts.output.matrix,
+        parts.gate_up.matrix,
+        parts.down.matrix,
+        *norms,
+        *(native.pointer(norm) for norm in parts.head_norms or (None, None)),
+        window=parts.window or 0,
+        norm_projections=parts.norm_projections,
+    )
+
+
+def _readable(pages: LayerPages) -> bool:
+    """Whether the kernels know pages of this kind."""
+    return (
+        native.stored_type(pages.k.dtype) is not None
+        and pages.k.shape[1] <= native.MAX_PAGE_SIZE
+        and pages.k.shape[3] <= native.MAX_HEAD_DIM
+        and pages.k.is_contiguous()
+    )
