@@ -8,6 +8,7 @@ and every log holds exactly the tokens that were acknowledged, contiguous and wi
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.keys import QueueKeys
 from tests.key_accounting import leaked_keys
 from tests.queue_driver import LEASE_MS, REQUEST, QueueDriver
+from tests.redis_server import RedisServer
 
 MAX_CRASHES = 3
 WORKERS = ("w1", "w2")
@@ -56,6 +58,8 @@ class ModelJob:
     attempt: int = 0
     lease: int = 0
     crashes: int = 0
+    losses: int = 0
+    lost: dict[int, str] = field(default_factory=dict)  # attempt -> worker it was taken from, not heard of since
     errors: int = 0
     cancelling: bool = False
     tokens: list[int] = field(default_factory=list)
@@ -116,8 +120,13 @@ class DeliveryMachine(RuleBasedStateMachine):
         mine = job.state == "running" and job.owner == hold[2] and job.attempt == hold[1]
         return job if mine else None
 
-    def fenced(self) -> str:
+    def fenced(self, hold: Hold) -> str:
+        """A refused write; it shows that its worker lives, so that what it lost was no crash."""
         self.counts["fenced"] += 1
+        job = self.model[hold[0]]
+        if job.lost.get(hold[1]) == hold[2] and job.state != "dead":
+            del job.lost[hold[1]]
+            job.crashes, job.losses = job.crashes - 1, job.losses + 1
         return "fenced"
 
     # --- producer
@@ -126,7 +135,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     def begin(self, limit: int, first: list[dict[str, Any]]) -> None:
         """Start with jobs waiting and running, so that no run is about an empty queue."""
         self.limit = limit
-        self.driver.set_config(max_waiting_jobs=limit)
+        self.driver.set_config(max_waiting_jobs=limit, max_crashes=MAX_CRASHES)
         for spec in first:
             self.submit_one(spec)
         self.claim("w1", 3, 10**6)
@@ -200,14 +209,21 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(
         ms=st.sampled_from([0, 1, 50, 100, 1000, 5000, LEASE_MS, 70_000, -1, -20_000]),
         crashed=st.sampled_from([None, None, *WORKERS]),
+        sure=st.booleans(),
     )
-    def time_passes_and_upkeep_is_done(self, ms: int, crashed: str | None) -> None:
+    def time_passes_and_upkeep_is_done(self, ms: int, crashed: str | None, sure: bool) -> None:
         self.driver.tick(ms)
-        self.reclaim(crashed)
+        self.reclaim(crashed, sure)
 
-    @rule(ms=st.sampled_from([1, 100, 1000, LEASE_MS, -1000]))
-    def time_passes(self, ms: int) -> None:
+    @rule(ms=st.sampled_from([1, 100, 1000, LEASE_MS, -1000]), restart=st.integers(0, 15))
+    def time_passes(self, ms: int, restart: int) -> None:
+        if restart == 0:
+            self.restart()
         self.driver.tick(ms)
+
+    def restart(self) -> None:
+        """What a fake can lose of what a server forgets when it dies: the scripts it knew."""
+        self.client.script_flush()
 
     def submit_one(self, spec: dict[str, Any]) -> str | None:
         options = dict(spec)
@@ -265,7 +281,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         """The holder's lease runs out, or it is shown to be gone, and a worker claims what comes back."""
         if dies:
             self.renew(hold)
-            self.reclaim(hold[2])
+            self.reclaim(hold[2], sure=worker == WORKERS[0])
         else:
             self.driver.tick(LEASE_MS)
             self.reclaim(None)
@@ -285,7 +301,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         tokens = list(range(offset, offset + n))
         record = self.driver.chunk(hold[0], hold[1], offset, tokens)
         for _ in range(repeats):
-            expected = job.asked(self.now) if job else self.fenced()
+            expected = job.asked(self.now) if job else self.fenced(hold)
             assert self.driver.publish(hold[2], record) == [expected]
         if job:
             self.append(job, tokens, record)
@@ -302,11 +318,11 @@ class DeliveryMachine(RuleBasedStateMachine):
         if self.held(hold):
             self.counts["gaps"] += 1
         else:
-            self.counts["fenced"] += 1
+            self.fenced(hold)
 
     def renew(self, hold: Hold) -> None:
         job = self.held(hold)
-        expected = job.asked(self.now) if job else self.fenced()
+        expected = job.asked(self.now) if job else self.fenced(hold)
         assert self.driver.renew(hold[2], (hold[0], hold[1])) == [expected]
         if job:
             job.lease = self.now + LEASE_MS
@@ -328,7 +344,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             repeats -= 1
         for _ in range(repeats):
             repeated = self.model[job_id].released == (worker, attempt, "ended")
-            assert self.driver.finish(worker, final) == ["ok" if repeated else self.fenced()]
+            assert self.driver.finish(worker, final) == ["ok" if repeated else self.fenced(hold)]
 
     def fail(self, hold: Hold, retryable: bool, repeats: int) -> None:
         job_id, attempt, worker = hold
@@ -360,7 +376,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             elif found.released is not None and found.released[:2] == (worker, attempt) and found.attempt == attempt:
                 assert outcome == "delayed"
             else:
-                assert outcome == self.fenced()
+                assert outcome == self.fenced(hold)
 
     def release(self, hold: Hold, repeats: int) -> None:
         job_id, attempt, worker = hold
@@ -385,7 +401,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             ):
                 assert outcome == "ok"
             else:
-                assert outcome == self.fenced()
+                assert outcome == self.fenced(hold)
 
     def bury(self, hold: Hold) -> None:
         job_id, attempt, worker = hold
@@ -398,11 +414,11 @@ class DeliveryMachine(RuleBasedStateMachine):
         elif self.model[job_id].released == (worker, attempt, "ended"):
             assert outcome == "ok"
         else:
-            assert outcome == self.fenced()
+            assert outcome == self.fenced(hold)
 
     # --- time and upkeep
 
-    def lose(self, job: ModelJob) -> str:
+    def lose(self, job: ModelJob, sure: bool) -> str:
         """The model of a job taken from a worker that is gone."""
         job.crashes += 1
         self.counts["reclaimed"] += 1
@@ -411,25 +427,28 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.end(job, asked)
             job.released = None
             return "ended"
-        if job.crashes >= MAX_CRASHES:
+        if job.crashes >= MAX_CRASHES or job.crashes + job.losses >= 10 * MAX_CRASHES:
             self.end(job, "dead")
             job.released = None
             return "dead"
+        if not sure:
+            job.lost[job.attempt] = job.owner
         job.state, job.owner, job.released = "queued", "", None
         return "requeued"
 
-    def reclaim(self, crashed: str | None) -> None:
-        """A round of upkeep; `crashed` is a worker shown to be gone, whose leases have not run out."""
+    def reclaim(self, crashed: str | None, sure: bool = False) -> None:
+        """A round of upkeep; `crashed` is a worker shown to be gone (its death may be `sure`), its leases not over."""
         expected: dict[str, set[str]] = {"requeued": set(), "dead": set(), "ended": set()}
         beat = self.client.zscore(self.driver.keys.heartbeats, crashed) if crashed else None
         lost = []
         if crashed and beat is not None:
             lost += [job for job in self.model.values() if job.state == "running" and job.owner == crashed]
+        proven = {job.job_id for job in lost} if sure else set()
         lost += [
             job for job in self.model.values() if job.state == "running" and job.lease <= self.now and job not in lost
         ]
         for job in lost:
-            expected[self.lose(job)].add(job.job_id)
+            expected[self.lose(job, job.job_id in proven)].add(job.job_id)
         requeued_late = set()
         for job in self.model.values():
             if job.state in ("queued", "delayed") and job.asked(self.now) == "expired":
@@ -440,9 +459,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         for job in promoted:
             job.state = "queued"
             self.counts["promoted"] += 1
-        outcome = self.driver.reclaim(
-            limit=1000, worker_id=crashed or "", heartbeat_ms=int(beat or 0), max_crashes=MAX_CRASHES
-        )
+        outcome = self.driver.reclaim(limit=1000, worker_id=crashed or "", heartbeat_ms=int(beat or 0), sure=sure)
         assert set(outcome.requeued) == expected["requeued"]
         assert set(outcome.dead) == expected["dead"]
         assert set(outcome.ended) == expected["ended"]
@@ -478,7 +495,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert outcome == "requeued"
         self.counts["requeued"] += 1
         job.state, job.owner, job.deadline, job.cancelling, job.released = "queued", "", None, False, None
-        job.crashes = job.errors = job.terminals = 0
+        job.crashes = job.losses = job.errors = job.terminals = 0
+        job.lost = {}
         job.tokens, job.log = [], []
 
     # --- what always holds
@@ -543,10 +561,17 @@ def test_delivery_on_fakeredis() -> None:
 
 
 @pytest.mark.integration
-def test_delivery_on_real_redis(redis_server) -> None:
+def test_delivery_on_real_redis(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis(None, "--appendfsync", "always")
+
     class OnRealRedis(DeliveryMachine):
         @staticmethod
         def connect() -> redis.Redis:
-            return redis_server.client()
+            return server.client()
+
+        def restart(self) -> None:
+            """The server is killed, and comes back with what its append-only file holds: everything."""
+            server.kill()
+            server.start()
 
     run_state_machine_as_test(OnRealRedis, settings=settings(FAST, max_examples=150, print_blob=True))

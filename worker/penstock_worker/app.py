@@ -36,6 +36,7 @@ from penstock_worker.held import HeldJobs
 from penstock_worker.load import in_daemon_thread, load_engine, pipeline_config
 from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.models import ModelUnavailable, resolve
+from penstock_worker.presence import Presence
 from penstock_worker.publish import Publisher
 from penstock_worker.pulse import Pulse
 from penstock_worker.reclaim import Reclaimer, take_back_from
@@ -88,6 +89,7 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
         await _unless_drained(drain, _await_broker(broker, settings))
         served_name, engine = await _unless_drained(drain, _load(settings, load))
         keys = QueueKeys(settings.queue or served_name)
+        await _unless_drained(drain, _set_max_crashes(broker, keys, settings.max_crashes))
         worker = Worker(settings, served_name, keys, engine, broker, bell, drain, health_file)
         await loading.shutdown()
         try:
@@ -152,6 +154,23 @@ async def _await_broker(broker: Broker, settings: WorkerSettings) -> None:
         if warning.severity == "error":
             raise Stop(ExitCode.BROKER, f"Redis at {masked(settings.redis_url)}: {warning.message}")
         _logger.warning(warning.message, extra={"code": warning.code})
+
+
+async def _set_max_crashes(broker: Broker, keys: QueueKeys, wanted: int | None) -> None:
+    """Store what `--max-crashes` says in the queue's configuration, which all workers and supervisors go by."""
+    if wanted is None:
+        return
+    backoff = Backoff()
+    while True:
+        try:
+            config, _ = await broker.run(transitions.configure(keys))
+            if config.max_crashes != wanted:
+                fields = {"queue": keys.queue, "was": config.max_crashes, "is": wanted}
+                _logger.warning("--max-crashes changes the queue's max_crashes, for all its workers", extra=fields)
+                await broker.run(transitions.configure(keys, {"max_crashes": wanted}))
+            return
+        except BrokerUnavailable:
+            await asyncio.sleep(backoff.next_s())
 
 
 async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
@@ -275,12 +294,9 @@ class Worker:
         self._reclaimer = Reclaimer(
             broker,
             keys,
-            self._doorbell,
+            Presence(broker, keys, self._doorbell, worker_id=worker_id, heartbeat_s=settings.heartbeat_s),
             metrics,
-            worker_id=worker_id,
             tick_s=settings.reclaim_tick_s,
-            heartbeat_s=settings.heartbeat_s,
-            max_crashes=settings.max_crashes,
         )
         self._status_server: StatusServer | None = None
         if settings.metrics_port is not None:
@@ -337,7 +353,7 @@ class Worker:
         await self._drain.insist(self._publisher.flush_all)
 
         async def take_back() -> None:
-            await take_back_from(self._broker, self._keys, self._worker_id, self._settings.max_crashes)
+            await take_back_from(self._broker, self._keys, self._worker_id)
 
         await self._drain.insist(take_back)
 

@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
+_OUTAGE_S = 0.25
+"""Where one connection of several was lost, the next call succeeds sooner than this."""
+
 
 class Broker:
     """Runs calls on Redis; raises `BrokerUnavailable` while it cannot.
@@ -28,11 +31,14 @@ class Broker:
     Attributes:
         client: for the few plain commands that no transition covers, to be awaited through `guard`.
         outages: how often Redis went away.
+        back_since: this process's monotonic time when it last came back from an outage, and not from the loss of a
+            single connection.
     """
 
     def __init__(self, client: redis.asyncio.Redis, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.client = client
         self.outages = 0
+        self.back_since = float("-inf")
         self._url = url
         self._clock = clock
         self._away_since: float | None = None
@@ -74,6 +80,10 @@ class Broker:
                 self.outages += 1
             raise
         if self._away_since is not None:
-            _logger.info("Redis is back", extra={"away_s": round(self._clock() - self._away_since, 3)})
+            now = self._clock()
+            away_s = now - self._away_since
+            _logger.info("Redis is back", extra={"away_s": round(away_s, 3)})
             self._away_since = None
+            if away_s >= _OUTAGE_S:
+                self.back_since = now
         return answer

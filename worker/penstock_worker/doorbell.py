@@ -8,6 +8,7 @@ that.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ _logger = logging.getLogger(__name__)
 
 _PING_EVERY_S = 5.0
 _SILENT_AFTER_S = 15.0
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
 def bell_name(worker_id: str) -> str:
@@ -36,7 +38,8 @@ class Doorbell:
 
     Attributes:
         client_id: Redis' id of the connection while it is up, else None.
-        up_since: this process's monotonic time since when it is up.
+        server_since: this process's monotonic time when it first met this run of the server; a server that was
+            restarted, or another that took over, is met anew.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class Doorbell:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client_id: int | None = None
-        self.up_since = 0.0
+        self.server_since = 0.0
+        self._server_run: str | None = None
         self._client = client
         self._channel = channel
         self._name = bell_name(worker_id)
@@ -85,7 +89,6 @@ class Doorbell:
         pubsub = client.pubsub()
         try:
             self.client_id = await self._connect(pubsub)
-            self.up_since = self._clock()
             self._on_connected()
             await self._read(pubsub)
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
@@ -109,8 +112,24 @@ class Doorbell:
             client_id = int(await connection.read_response())
         except exceptions.ResponseError as error:
             _logger.info("takeover waits for leases here: CLIENT is not permitted", extra={"reason": str(error)})
+        await self._meet(connection)
         await pubsub.subscribe(self._channel)
         return client_id
+
+    async def _meet(self, connection: Any) -> None:
+        """Note whether this is the run of the server that was known; one that does not tell is always a new one."""
+        run: str | None = None
+        try:
+            await connection.send_command("INFO", "server")
+            found = _RUN_ID.search(bytes(await connection.read_response()))
+            run = found[1].decode() if found else None
+        except exceptions.ResponseError as error:
+            _logger.info(
+                "takeover is slow after a lost connection: INFO is not permitted", extra={"reason": str(error)}
+            )
+        if run is None or run != self._server_run:
+            self.server_since = self._clock()
+        self._server_run = run
 
     async def _read(self, pubsub: PubSub) -> None:
         heard = pinged = self._clock()

@@ -91,8 +91,14 @@ class WorkerSettings(BaseModel):
         float, Field(ge=0.05, le=60, description="how often expired leases and due retries are looked for")
     ] = 0.5
     max_crashes: Annotated[
-        int, Field(ge=1, le=1000, description="a job that took down this many workers is dead-lettered")
-    ] = 3
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="set the queue's max_crashes: a job that took down this many workers is dead-lettered; "
+            "default: leave it as it is (3 where nobody set it)",
+        ),
+    ] = None
     grace_s: Annotated[
         float, Field(ge=0, le=86_400, description="on SIGTERM, time to finish jobs before they are handed back")
     ] = 30.0

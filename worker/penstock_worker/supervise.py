@@ -173,7 +173,7 @@ async def _run(settings: WorkerSettings) -> ExitCode:
     async def bury(worker_id: str) -> None:
         """Take back the jobs of a child that is dead for sure; the lease does it where Redis is away."""
         with contextlib.suppress(BrokerUnavailable):
-            outcome = await take_back_from(broker, keys, worker_id, settings.max_crashes)
+            outcome = await take_back_from(broker, keys, worker_id)
             fields = {"gone": worker_id, "requeued": len(outcome.requeued), "dead": outcome.dead}
             _logger.info("took back the jobs of a dead worker", extra=fields)
 

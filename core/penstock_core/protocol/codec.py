@@ -145,6 +145,12 @@ def ended_template(state: JobState, code: str, message: str) -> tuple[bytes, byt
     return head, _pack(None) + _pack((code, message))
 
 
+def ended_opening(state: JobState, code: str) -> tuple[bytes, bytes]:
+    """As `ended_template`, for a message that only the script knows: packed as a string, it ends the record."""
+    head, _ = ended_template(state, code, "")
+    return head, _pack(None) + b"\x92" + _pack(code)
+
+
 def decode_frame(data: bytes) -> list[tuple[str, bytes]]:
     """The (job id, event bytes) pairs of one push on a client's channel; raises `UndecodableRecord`."""
     pairs = _unpack(data, MAX_FRAME_BYTES, "client frame")

@@ -39,6 +39,7 @@ class QueueConfig:
         aging_interval_ms: waiting this long is worth one priority.
         patience_ms: how long a job waits for the worker that has its prefix cached, before anyone takes it.
         max_log_bytes: token log of one job.
+        max_crashes: a job whose workers died this often is dead-lettered.
         max_dead: dead letters kept.
         dead_ttl_ms: how long a dead job is kept for `requeue`.
     """
@@ -51,6 +52,7 @@ class QueueConfig:
     aging_interval_ms: int = 60_000
     patience_ms: int = 100
     max_log_bytes: int = 64 * 1024 * 1024
+    max_crashes: int = 3
     max_dead: int = 10_000
     dead_ttl_ms: int = 7 * 24 * 3600 * 1000
 
@@ -59,7 +61,7 @@ class QueueConfig:
             checked(name, value)
 
 
-_AT_LEAST_ONE = frozenset({"aging_interval_ms", "max_dead", "dead_ttl_ms"})
+_AT_LEAST_ONE = frozenset({"aging_interval_ms", "max_crashes", "max_dead", "dead_ttl_ms"})
 FIELDS = tuple(field.name for field in fields(QueueConfig))
 TENANT_FIELDS = tuple(field.name for field in fields(TenantLimits))
 

@@ -112,10 +112,10 @@ class TestReclaim:
         for _ in range(2):
             driver.take()
             driver.tick(LEASE_MS)
-            assert driver.reclaim(max_crashes=3).requeued == [job_id]
+            assert driver.reclaim().requeued == [job_id]
         driver.take()
         driver.tick(LEASE_MS)
-        assert driver.reclaim(max_crashes=3).dead == [job_id]
+        assert driver.reclaim().dead == [job_id]
         status = driver.status(job_id)
         assert (status.state, status.crashes, status.attempt) == ("dead", 3, 3)
         assert status.failure is not None
@@ -124,6 +124,70 @@ class TestReclaim:
         (letter,) = driver.run(t.dead_letters(driver.keys))
         assert (letter.job_id, letter.code) == (job_id, "poison")
         assert driver.client.pttl(driver.keys.job(job_id)) > 24 * 3600 * 1000
+
+    def test_max_crashes_is_the_queue_s(self, driver: QueueDriver) -> None:
+        driver.set_config(max_crashes=1)
+        job_id = driver.submit()
+        driver.take()
+        driver.tick(LEASE_MS)
+        assert driver.reclaim().dead == [job_id]
+        assert "1 times (max_crashes 1)" in driver.ended(job_id).failure.message
+
+    @pytest.mark.parametrize("write", ["renew", "publish", "finish", "fail", "release", "bury"])
+    def test_a_worker_heard_of_again_did_not_crash(self, driver: QueueDriver, write: str) -> None:
+        """A worker cut off from Redis loses its jobs, but a job must not be buried for its network's faults."""
+        driver.set_config(max_crashes=2)
+        job_id = driver.submit()
+        driver.take("w1")
+        driver.tick(LEASE_MS)
+        assert driver.reclaim().requeued == [job_id]
+        assert driver.status(job_id).crashes == 1
+        for _ in range(2):  # its second refused write changes nothing more
+            match write:
+                case "renew":
+                    assert driver.renew("w1", (job_id, 1)) == ["fenced"]
+                case "publish":
+                    assert driver.publish("w1", driver.chunk(job_id, 1, 0, [1])) == ["fenced"]
+                case "finish":
+                    assert driver.finish("w1", driver.final(job_id, 1)) == ["fenced"]
+                case "fail":
+                    assert driver.fail("w1", job_id, 1) == "fenced"
+                case "release":
+                    assert driver.release("w1", (job_id, 1)) == ["fenced"]
+                case "bury":
+                    assert driver.bury("w1", job_id, 1) == "fenced"
+            assert driver.status(job_id).crashes == 0
+        driver.take("w2")
+        driver.tick(LEASE_MS)
+        assert driver.reclaim().requeued == [job_id], "the first crash that nobody took back"
+        assert driver.renew("w1", (job_id, 2)) == ["fenced"], "not the worker that lost it"
+        assert driver.status(job_id).crashes == 1
+
+    def test_a_death_that_is_sure_is_never_taken_back(self, driver: QueueDriver) -> None:
+        job_id = driver.submit()
+        driver.take("w1")
+        driver.renew("w1", record=b"r")
+        beat = int(driver.client.zscore(driver.keys.heartbeats, "w1"))
+        assert driver.reclaim(worker_id="w1", heartbeat_ms=beat, sure=True).requeued == [job_id]
+        assert driver.renew("w1", (job_id, 1)) == ["fenced"]
+        assert driver.status(job_id).crashes == 1
+
+    def test_a_job_that_stalls_its_workers_for_ever_ends_too(self, driver: QueueDriver) -> None:
+        driver.set_config(max_crashes=2)
+        job_id = driver.submit()
+        for attempt in range(1, 20):
+            driver.take("w1")
+            driver.tick(LEASE_MS)
+            assert driver.reclaim().requeued == [job_id]
+            assert driver.renew("w1", (job_id, attempt)) == ["fenced"]
+        driver.take("w1")
+        driver.tick(LEASE_MS)
+        assert driver.reclaim().dead == [job_id]
+        assert "taken from its workers 20 times" in driver.ended(job_id).failure.message
+        assert driver.requeue(job_id) == "requeued"
+        driver.take("w1")
+        driver.tick(LEASE_MS)
+        assert driver.reclaim().requeued == [job_id], "a requeued job begins anew"
 
     def test_a_worker_proven_gone_loses_its_jobs_at_once(self, driver: QueueDriver) -> None:
         driver.submit_all([driver.new_job() for _ in range(3)])

@@ -14,8 +14,7 @@ for at = 3, #ARGV, 5 do
   if job then
     end_dead(job, ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], worker)
   elseif not (other and other.owner == worker and other.attempt == ARGV[at + 1]) then
-    count('fenced')
-    reply = 'fenced'
+    reply = fence(ARGV[at], worker, ARGV[at + 1])
   end
   replies[#replies + 1] = reply
 end

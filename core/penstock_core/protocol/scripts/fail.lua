@@ -38,8 +38,7 @@ local function fail(at)
         return 'delayed'
       end
     end
-    count('fenced')
-    return 'fenced'
+    return fence(id, worker, attempt)
   end
   local asked = verdict(job.cancel, job.deadline)
   if asked == 'cancelled' then

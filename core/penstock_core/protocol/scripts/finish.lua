@@ -48,8 +48,7 @@ local function finish(at, chunks)
     if other and other.owner == worker and other.attempt == attempt then
       return 'ok'
     end
-    count('fenced')
-    return 'fenced'
+    return fence(id, worker, attempt)
   end
   local fields = append_last(job, at + 7, chunks)
   if not fields then

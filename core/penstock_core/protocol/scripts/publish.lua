@@ -18,8 +18,7 @@ local function publish(at)
   local key, field = Q .. 'job:' .. id, 'off:' .. index
   local job = call('HMGET', key, 'state', 'owner', 'attempt', 'client', 'cancel', 'deadline', 'log_bytes', 'tokens', field)
   if job[1] ~= 'running' or job[2] ~= worker or job[3] ~= attempt then
-    count('fenced')
-    return 'fenced'
+    return fence(id, worker, attempt)
   end
   local log_bytes = num(job[7]) + #payload
   if max_log_bytes > 0 and log_bytes > max_log_bytes then

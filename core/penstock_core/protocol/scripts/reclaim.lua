@@ -3,35 +3,52 @@
 --
 -- KEYS[1] prefix; ARGV[1] now_ms
 -- ARGV[2] limit int; ARGV[3] worker string and ARGV[4] heartbeat_ms int: a worker shown to be gone, and the heartbeat
---   that was read before that was found out ('' and 0: only expired leases); ARGV[5] max_crashes int
+--   that was read before that was found out ('' and 0: only expired leases); ARGV[5] sure '1' or '0': it is known to be
+--   dead, and not only unheard of
 -- ARGV[6], ARGV[7] the JobEnded record `cancelled` in two halves around the attempt; ARGV[8], ARGV[9] `expired`;
--- ARGV[10], ARGV[11] the same for a poison job; ARGV[12] its message
+-- ARGV[10], ARGV[11] the same for a poison job, less its message, which ends the record
 -- Returns {{requeued id, ...}, {dead id, ...}, {ended id, ...}, promoted, {delay_ms per reclaimed job}}.
 -- Refuses a worker that has beaten since: its jobs are left alone.
 --@include base waiting jobs
 
 local limit, gone, heartbeat = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local max_crashes = tonumber(ARGV[5])
+local sure = ARGV[5] == '1'
+local max_crashes = setting('max_crashes')
+local max_taken = 10 * max_crashes -- from workers dead and alive: a job that stalls its workers must end too
 local FORGET_WORKER_MS = 60000
 
 local requeued, dead, ended, delays, promoted = {}, {}, {}, {}, 0
 
+-- Why a job is run no more, or nil.
+local function poison(job)
+  local losses = num(call('HGET', Q .. 'job:' .. job.id, 'losses'))
+  if job.crashes >= max_crashes then
+    return 'it crashed its workers ' .. job.crashes .. ' times (max_crashes ' .. max_crashes .. ')'
+  elseif job.crashes + losses >= max_taken then
+    return 'it was taken from its workers ' .. job.crashes + losses .. ' times, most of them alive but not heard of '
+      .. '(max_crashes ' .. max_crashes .. ', times 10)'
+  end
+end
+
 -- Take a job from a worker that is gone; `since` is when it should have been heard of.
-local function take_back(job, since)
+local function take_back(job, since, dead_for_sure)
   delays[#delays + 1] = math.max(0, now - since)
   count('reclaimed')
   job.crashes = num(job.crashes) + 1
-  local asked = verdict(job.cancel, job.deadline)
+  local asked, reason = verdict(job.cancel, job.deadline), poison(job)
   if asked == 'cancelled' then
     end_by_template(job, asked, ARGV[6], ARGV[7])
     ended[#ended + 1] = job.id
   elseif asked == 'expired' then
     end_by_template(job, asked, ARGV[8], ARGV[9])
     ended[#ended + 1] = job.id
-  elseif job.crashes >= max_crashes then
-    end_dead(job, 'poison', ARGV[12], ARGV[10] .. pack_uint(num(job.attempt)) .. ARGV[11], '')
+  elseif reason then
+    end_dead(job, 'poison', reason, ARGV[10] .. pack_uint(num(job.attempt)) .. ARGV[11] .. pack_text(reason), '')
     dead[#dead + 1] = job.id
   else
+    if not dead_for_sure then
+      call('HSET', Q .. 'job:' .. job.id, 'lost:' .. job.attempt, job.owner)
+    end
     leave_worker(job)
     job.left = ''
     stand_in_resume(job)
@@ -46,7 +63,7 @@ local function reclaim_gone_worker()
   end
   local jobs, all = jobs_held_by(gone, limit)
   for _, job in ipairs(jobs) do
-    take_back(job, heartbeat)
+    take_back(job, heartbeat, sure)
   end
   if all then
     call('ZREM', Q .. 'heartbeats', gone)

@@ -40,8 +40,7 @@ local function release(id, attempt)
       return other.state
     end
   end
-  count('fenced')
-  return 'fenced'
+  return fence(id, worker, attempt)
 end
 
 local replies = {}

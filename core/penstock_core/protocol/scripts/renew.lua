@@ -22,7 +22,7 @@ for at = 5, #ARGV, 2 do
     call('ZADD', Q .. 'leases', 'XX', lease_until, id)
     reply = verdict(job[4], job[5])
   else
-    count('fenced')
+    fence(id, worker, attempt)
   end
   replies[#replies + 1] = reply
 end

@@ -21,11 +21,11 @@ local function requeue(id)
   end
   call('DEL', Q .. 'events:' .. id)
   for _, field in ipairs(call('HKEYS', key)) do
-    if string.sub(field, 1, 4) == 'off:' then
+    if string.match(field, '^off:') or string.match(field, '^lost:') then
       call('HDEL', key, field)
     end
   end
-  call('HDEL', key, 'result', 'finished', 'started', 'tokens', 'log_bytes', 'crashes', 'errors', 'cancel', 'letter',
+  call('HDEL', key, 'result', 'finished', 'started', 'tokens', 'log_bytes', 'crashes', 'losses', 'errors', 'cancel', 'letter',
     'error_code', 'error_message')
   call('PERSIST', key)
   if job.dedupe ~= '' then

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from penstock_core.protocol import config
-from penstock_core.protocol.codec import ended_template
+from penstock_core.protocol.codec import ended_opening
 from penstock_core.protocol.config import QueueConfig, TenantLimits
 from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.script import Argument, Call, load_script
 from penstock_core.protocol.transitions.replies import CANCELLED, EXPIRED, POISON_CODE, pairs, texts
+
+_POISON = ended_opening(JobState.DEAD, POISON_CODE)
 
 RequeueOutcome = Literal["requeued", "not_dead", "unknown"]
 
@@ -40,19 +42,16 @@ def reclaim(
     limit: int = 100,
     worker_id: str = "",
     heartbeat_ms: int = 0,
-    max_crashes: int = 3,
+    sure: bool = False,
     now_ms: int = 0,
 ) -> Call[ReclaimOutcome]:
     """One round of upkeep, at most `limit` jobs of each kind. Any worker may run it at any time.
 
-    Jobs whose lease ran out go back in line, or are dead after `max_crashes` crashes. With `worker_id`, so do all of
-    that worker's, unless it has beaten since `heartbeat_ms`, the heartbeat read before it was found gone.
+    Jobs whose lease ran out go back in line, or are dead after the queue's `max_crashes`. With `worker_id`, so do all
+    of that worker's, unless it has beaten since `heartbeat_ms`, the heartbeat read before it was found gone. A crash is
+    taken back when the worker is heard of again, except where its death is `sure`.
     """
-    message = f"it crashed its workers {max_crashes} times (max_crashes {max_crashes})"
-    poison = ended_template(JobState.DEAD, POISON_CODE, message)
-    args: list[Argument] = [
-        now_ms, limit, worker_id, heartbeat_ms, max_crashes, *CANCELLED, *EXPIRED, *poison, message,
-    ]  # fmt: skip
+    args: list[Argument] = [now_ms, limit, worker_id, heartbeat_ms, int(sure), *CANCELLED, *EXPIRED, *_POISON]
     return Call(load_script("reclaim"), (keys.prefix,), args, _reclaim_outcome)
 
 

@@ -28,6 +28,7 @@ local DEFAULTS = {
   aging_interval_ms = 60000,
   patience_ms = 100,
   max_log_bytes = 67108864,
+  max_crashes = 3,
   max_dead = 10000,
   dead_ttl_ms = 604800000,
 }
@@ -74,6 +75,11 @@ local function pack_uint(n)
     return char(n)
   end
   return '\206' .. be32(n)
+end
+
+-- msgpack of a string below 64 KiB: the message inside a terminal event.
+local function pack_text(text)
+  return '\218' .. char(floor(#text / 256), #text % 256) .. text
 end
 
 -- Push one event of a job: on its own channel now, to its client in one frame at the end of the call.

@@ -33,6 +33,19 @@ local function held_job(id, worker, attempt, names)
   return nil, job
 end
 
+-- The answer to a write with a stale owner or attempt. A worker that was taken for gone and is heard of was not: what
+-- counted as a crash of the job becomes a loss, of which it may have ten times as many.
+local function fence(id, worker, attempt)
+  count('fenced')
+  local key, field = Q .. 'job:' .. id, 'lost:' .. attempt
+  local job = call('HMGET', key, field, 'crashes', 'losses', 'state')
+  if job[1] == worker and job[4] ~= 'dead' then
+    call('HDEL', key, field)
+    call('HSET', key, 'crashes', num(job[2]) - 1, 'losses', num(job[3]) + 1)
+  end
+  return 'fenced'
+end
+
 local function past_deadline(deadline)
   return deadline ~= '' and tonumber(deadline) <= now
 end
