@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.checkpoints import SIZES, random_checkpoint
 from benchmarks.contestants import Contestant, Penstock, Transformers, installed_engines
-from benchmarks.report import alternate, console, parser, publish, table
+from benchmarks.report import alternate, chart, console, parser, publish, table
 
 
 def main() -> None:
@@ -65,6 +65,8 @@ def main() -> None:
             *([f"ratio to {name}", *(values[column] for column in columns)] for name, values in ratios.items()),
         ],
     )
+    for column in columns:
+        chart(column.replace("_", " "), {name: values[column] for name, values in figures.items()})
     bandwidth = memory_bandwidth_bytes_per_s(quick=arguments.quick)
     bound = bandwidth / ours.weight_bytes
     console.print(

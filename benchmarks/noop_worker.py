@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock_core.batching import BatchingConfig
-from penstock_core.pipeline import Capacity, EngineRequest, FinishedRequest, PipelineStatistics, RequestOutput
+from penstock_core.pipeline import (
+    Capacity,
+    EngineDescription,
+    EngineRequest,
+    FinishedRequest,
+    PipelineStatistics,
+    RequestOutput,
+)
 from penstock_core.pipeline.requests import ChoiceChunk
 from penstock_core.protocol.jobs import Choice, FinishReason, Timings, Usage
 from penstock_core.protocol.requests import GenerationRequest
@@ -73,10 +80,17 @@ class NoopEngine:
         )
         return PipelineStatistics(**zero)
 
+    def describe(self) -> EngineDescription:
+        """No device, no pages."""
+        return EngineDescription("none", 1, 0, 1)
+
     @property
     def is_alive(self) -> bool:
         """Whether it answers."""
         return not self._stopped
+
+    def fallen(self) -> None:
+        """It has no other ranks."""
 
     def shutdown(self, timeout_s: float) -> None:
         """Stop answering."""

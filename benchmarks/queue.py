@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.report import alternate, console, parser, publish, table
+from benchmarks.report import alternate, chart, console, parser, publish, table
 from penstock import Client, EmbeddedBroker, JobHandle
 
 PEERS = ("celery", "dramatiq", "rq", "arq", "taskiq", "streaq")
@@ -67,6 +67,8 @@ def main() -> None:
             for name, values in figures.items()
         ],
     )
+    chart("jobs/s", {name: values["jobs_per_s"] for name, values in figures.items()})
+    chart("p50, ms", {name: values["p50_ms"] for name, values in figures.items()})
     publish("queue", {"figures": figures, "ratios": ratios, "burst": arguments.jobs}, as_json=arguments.json)
 
 

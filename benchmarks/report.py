@@ -23,6 +23,9 @@ from rich.table import Table
 console = Console(stderr=True)
 """For people: tables, progress bars and notes."""
 
+_tables: list[dict[str, Any]] = []
+_charts: list[dict[str, Any]] = []
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with the options every benchmark takes."""
@@ -94,17 +97,25 @@ def alternate(
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table for people."""
+    """Print a table for people, and keep it for the report."""
+    shown = [[f"{cell:,.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    _tables.append({"title": title, "columns": list(columns), "rows": shown})
     drawn = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right")
-    for row in rows:
-        drawn.add_row(*(f"{cell:,.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    for row in shown:
+        drawn.add_row(*row)
     console.print(drawn)
+
+
+def chart(title: str, bars: Mapping[str, float]) -> None:
+    """Keep one value per contestant for the report, to be drawn as bars; the first is ours."""
+    _charts.append({"title": title, "bars": dict(bars)})
 
 
 def publish(name: str, figures: Mapping[str, Any], *, as_json: bool) -> None:
     """End a benchmark: with `as_json`, print the one JSON object that is its result."""
     if as_json:
-        sys.stdout.write(json.dumps({"benchmark": name, "machine": machine(), **figures}) + "\n")
+        report = {"benchmark": name, "machine": machine(), **figures, "tables": _tables, "charts": _charts}
+        sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()
