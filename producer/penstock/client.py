@@ -24,6 +24,7 @@ from penstock.reader import Reader, WaitingInbox, release_reader, shared_reader
 from penstock.settings import ClientSettings, Mode, locate
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, known_result, tickets_of, watching
+from penstock.tracing import submission
 from penstock_core.protocol.connection import broker_errors, connect
 from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
@@ -222,7 +223,8 @@ class Client:
         reader = self._reader()
         feeds = reader.table(self._keys).add_own([job.job_id for job in jobs]) if reader is not None else None
         client_id = reader.client_id if reader is not None else ""
-        outcomes = self._drive(flows.submit_jobs(self._around, self._keys, jobs, client_id))
+        with submission(self._keys.queue, jobs) as traced:
+            outcomes = self._drive(flows.submit_jobs(self._around, self._keys, traced, client_id))
         tickets = tickets_of(jobs, outcomes, feeds, client_id, self._around.clock)
         return [JobHandle(self, ticket) if isinstance(ticket, Ticket) else ticket for ticket in tickets]
 

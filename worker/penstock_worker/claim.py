@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.outbox import Ending, Fail, Finish
 from penstock_worker.publish import Publisher
 from penstock_worker.role import RoleLoop
+from penstock_worker.tracing import tracer
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Claimer:
         self.sleep_s = _LONGEST_SLEEP_S
         self._jobs_wait = True  # as far as we know
         self._reply_lost = False
+        self._tracer = tracer(keys.queue, worker_id, served_name)
+        self._unnoted: list[tuple[str, int, str]] = []
         self._preparing: set[asyncio.Task[None]] = set()
         self._role = RoleLoop("claim", self._iterate, metrics.role_failed)
 
@@ -127,6 +131,8 @@ class Claimer:
         claimed_at = self._clock()
         for claimed in outcome.jobs:
             self._take(claimed, claimed_at)
+        if self._unnoted:
+            await self._note_spans()
         return len(outcome.jobs) == slice_ and self._jobs_wait
 
     async def _iterate(self) -> None:
@@ -151,6 +157,12 @@ class Claimer:
         if given:
             _logger.warning("handed back jobs of a claim whose reply was lost", extra={"jobs": len(given)})
 
+    async def _note_spans(self) -> None:
+        """Keep the new attempts' spans in Redis; a link that is lost with a connection is not worth a retry."""
+        spans, self._unnoted = self._unnoted, []
+        with contextlib.suppress(BrokerUnavailable):
+            await self._broker.run(transitions.note_spans(self._keys, self._worker_id, spans))
+
     def _until_due(self, outcome: ClaimOutcome) -> float:
         if outcome.next_due_ms is None:
             return _LONGEST_SLEEP_S
@@ -159,6 +171,10 @@ class Claimer:
 
     def _take(self, claimed: ClaimedJob, claimed_at: float) -> None:
         job = HeldJob(claimed, claimed_at)
+        if self._tracer is not None:
+            job.span = self._tracer.begin(claimed)
+            if job.span is not None:
+                self._unnoted.append((job.job_id, job.attempt, job.span.traceparent))
         self._held.add(job)
         self._metrics.claimed.inc()
         self._metrics.queue_residence.observe(job.queue_ms / 1000)

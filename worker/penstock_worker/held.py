@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.transitions import ClaimedJob
 from penstock_worker.structured_log import JobLog
+from penstock_worker.tracing import AttemptSpan
 
 _logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class HeldJob:
         claimed_at: this process's monotonic time when the claim was answered; with `claimed.claimed_ms` it relates the
             server's clock to ours, so that no two machines' clocks are ever compared.
         stopping: why the engine was told to stop it; its result then reports that.
+        span: the attempt's, where it is traced.
         ended: how it ends is decided and waits to be written; only the answer to that write counts now.
     """
 
@@ -37,6 +39,7 @@ class HeldJob:
     prompt_tokens: int = 0
     stopping: FinishReason | None = None
     ended: bool = False
+    span: AttemptSpan | None = None
     job_id: str = field(init=False)
     request_id: str = field(init=False)
 
@@ -94,6 +97,8 @@ class HeldJobs:
 
     def discard(self, job: HeldJob) -> None:
         """Let `job` go, however it ended."""
+        if job.span is not None and job in self:
+            job.span.end()
         self._jobs.pop(job.request_id, None)
         if self._by_job.get(job.job_id) is job:
             del self._by_job[job.job_id]

@@ -156,6 +156,9 @@ class Writer:
         ending = parcel.ending
         assert isinstance(ending, Finish)
         usage, timings = ending.result.usage, ending.result.timings
+        if parcel.job.span is not None:
+            parcel.job.span.ran(ending.result, parcel.job.queue_ms)
+            parcel.job.span.outcome(ending.state.value)
         self._metrics.tokens_in.inc(usage.prompt_tokens)
         self._metrics.tokens_cached.inc(usage.cached_tokens)
         self._metrics.first_token.observe(timings.ttft_ms / 1000)
@@ -172,6 +175,8 @@ class Writer:
         if answer == "fenced":
             self._fenced(parcel)
             return
+        if parcel.job.span is not None:
+            parcel.job.span.outcome(answer, f"{ending.code}: {ending.message}")
         if answer == "delayed":
             self._metrics.retried.inc()
             self._held.discard(parcel.job)
@@ -185,6 +190,8 @@ class Writer:
         if answer == "fenced":
             self._fenced(parcel)
             return
+        if parcel.job.span is not None:
+            parcel.job.span.outcome("dead", f"{ending.code}: {ending.message}")
         self._metrics.dead.inc()
         self._ended(parcel, JobState.DEAD)
         parcel.job.log.error("dead-lettered", extra={"code": ending.code, "reason": ending.message})
@@ -195,6 +202,8 @@ class Writer:
         if answer == "fenced":
             self._fenced(parcel)
             return
+        if parcel.job.span is not None:
+            parcel.job.span.outcome("released" if answer == "ok" else answer)
         if answer == "ok":
             self._metrics.released.inc()
             self._held.discard(parcel.job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,21 +59,28 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(fake_redis: fakeredis.FakeRedis, queue: str, keys: QueueKeys) -> AsyncIterator[Bench]:
+async def bench(fake_redis: fakeredis.FakeRedis, keys: QueueKeys) -> AsyncIterator[Bench]:
+    async with assembled(fake_redis, keys) as made:
+        yield made
+
+
+@asynccontextmanager
+async def assembled(fake_redis: fakeredis.FakeRedis, keys: QueueKeys, worker_id: str = WORKER) -> AsyncIterator[Bench]:
+    """A worker on the bench; a second one has another id."""
     clock = Clock()
     place = fake_redis.connection_pool.connection_kwargs
     client = fakeredis.FakeAsyncRedis(host=place["host"], port=place["port"], version=(7,), protocol=2)
     broker = FailingBroker(client, "redis://bench", clock=clock)
     engine = ScriptedEngine()
     held = HeldJobs(engine.abort)
-    metrics = WorkerMetrics(queue, "tiny")
+    metrics = WorkerMetrics(keys.queue, "tiny")
     publisher = Publisher(
         broker,
-        Writer(broker, keys, held, metrics, worker_id=WORKER, draw=lambda: 0.5),
+        Writer(broker, keys, held, metrics, worker_id=worker_id, draw=lambda: 0.5),
         held,
         metrics,
         engine,
-        worker_id=WORKER,
+        worker_id=worker_id,
         served_name="tiny",
         interval_s=60.0,
         max_buffered_tokens=1000,
@@ -86,7 +94,7 @@ async def bench(fake_redis: fakeredis.FakeRedis, queue: str, keys: QueueKeys) ->
         held,
         publisher,
         metrics,
-        worker_id=WORKER,
+        worker_id=worker_id,
         served_name="tiny",
         lease_ms=15_000,
         clock=clock,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -86,6 +87,28 @@ async def test_a_killed_connection_is_made_again_and_said_to_be(redis_server: Re
     assert heard.cancels == ["j1"]
     await bell.shutdown()
     assert bell.client_id is None
+
+
+@pytest.mark.integration
+async def test_a_server_is_met_anew_only_when_it_was_restarted(start_redis: Callable[..., RedisServer]) -> None:
+    """Whoever lost a connection knows the others are still there; whoever met a new server does not."""
+    server = start_redis()
+    heard = Heard()
+    bell = doorbell(heard, server.url)
+    bell.start()
+    await heard.wait()
+    first = bell.server_since
+    assert first > 0
+    with server.client() as client:
+        client.client_kill_filter(_id=str(bell.client_id))
+    await heard.wait()
+    assert bell.server_since == first
+    server.kill()
+    server.start()
+    await heard.wait()
+    assert bell.server_since > first
+    await bell.shutdown()
+    server.stop()
 
 
 @pytest.mark.integration

@@ -50,7 +50,9 @@ class ClaimedJob:
         attempt: the fencing token; every later call names it.
         enqueued_ms: since when it waited; `claimed_ms` is the same clock's time of the claim.
         crashes, errors: how often its workers died, and how often it failed.
+        traceparent: W3C trace context of the submitter.
         log: encoded chunks published by earlier attempts, in order: the checkpoint to resume from.
+        previous_span: trace context of the attempt before this one, where it was traced.
     """
 
     job_id: str
@@ -67,6 +69,7 @@ class ClaimedJob:
     max_retries: int
     traceparent: str | None
     log: list[bytes]
+    previous_span: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,7 @@ def _claimed_job(item: Sequence[Any]) -> ClaimedJob:
         trace,
         log,
     ) = item
+    submitter, _, previous = text(trace).partition(" ")
     return ClaimedJob(
         text(job_id),
         int(attempt),
@@ -194,8 +198,9 @@ def _claimed_job(item: Sequence[Any]) -> ClaimedJob:
         number(crashes),
         number(errors),
         number(retries),
-        text(trace) or None,
+        submitter or None,
         list(log),
+        previous or None,
     )
 
 
@@ -213,6 +218,16 @@ def renew(
     for hold in holds:
         args += hold
     return Call(load_script("renew"), (keys.prefix,), args, hold_statuses)
+
+
+def note_spans(
+    keys: QueueKeys, worker_id: str, spans: Sequence[tuple[str, int, str]], now_ms: int = 0
+) -> Call[list[HoldStatus]]:
+    """Remember the spans of running attempts, as (job id, attempt, traceparent), for later attempts to link to."""
+    args: list[Argument] = [now_ms, worker_id]
+    for span in spans:
+        args += span
+    return Call(load_script("trace"), (keys.prefix,), args, hold_statuses)
 
 
 def publish(

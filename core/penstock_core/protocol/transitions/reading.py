@@ -180,7 +180,7 @@ def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
         number(tokens),
         job_state is JobState.RUNNING and text(cancel) == "1",
         decode_metadata(metadata),
-        text(trace) or None,
+        text(trace).partition(" ")[0] or None,
         failure,
     )
 
