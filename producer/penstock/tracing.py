@@ -1,6 +1,6 @@
 """The producer's span: one per submission, in applications that use OpenTelemetry.
 
-Nothing of OpenTelemetry is imported here; where the application has not imported its API either, nothing happens. The
+Nothing of OpenTelemetry is imported here; where the application has not set up a tracer provider, nothing happens. The
 span's context travels with the jobs (`traceparent`), and their workers' spans become its children.
 """
 
@@ -24,7 +24,7 @@ def submission(queue: str, jobs: Sequence[NewJob]) -> Iterator[Sequence[NewJob]]
     of a batch that name different ones keep theirs.
     """
     api: Any = sys.modules.get("opentelemetry.trace")
-    if api is None:
+    if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
         yield jobs
         return
     named = {job.options.traceparent for job in jobs}

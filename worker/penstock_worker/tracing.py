@@ -1,8 +1,8 @@
 """The worker's spans: one per attempt of a job, its phases inside, linked to the attempt before it.
 
-Spans are made where the process has OpenTelemetry's API loaded, as under `opentelemetry-instrument`; nothing of it is
-imported here. The submitter's `traceparent` is their parent. The context of an attempt's span is kept in Redis while
-the attempt runs, because a worker that is killed takes its open spans with it.
+Spans are made where the process has an OpenTelemetry tracer provider, as under `opentelemetry-instrument`; nothing of
+it is imported here. The submitter's `traceparent` is their parent. The context of an attempt's span is kept in Redis
+while the attempt runs, because a worker that is killed takes its open spans with it.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class Tracer:
 
 
 def tracer(queue: str, worker_id: str, served_name: str) -> Tracer | None:
-    """The worker's tracer; None where this process has no OpenTelemetry."""
-    api = sys.modules.get("opentelemetry.trace")
-    return None if api is None else Tracer(api, queue, worker_id, served_name)
+    """The worker's tracer; None where nobody has set up OpenTelemetry in this process."""
+    api: Any = sys.modules.get("opentelemetry.trace")
+    if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider):
+        return None
+    return Tracer(api, queue, worker_id, served_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from penstock_core.protocol.jobs import FinishReason, Timings
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.trace_context import write_traceparent
 from penstock_worker.outbox import Bury
+from penstock_worker.tracing import tracer
 from tests.unit.worker.conftest import Bench, assembled
 
 SUBMITTER = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
@@ -136,13 +138,23 @@ async def test_an_unsampled_submission_is_not_traced(exporter: InMemorySpanExpor
     assert exporter.get_finished_spans() == ()
 
 
+@pytest.mark.parametrize("loaded", [False, True])
 async def test_nothing_is_traced_where_nobody_uses_opentelemetry(
-    monkeypatch: pytest.MonkeyPatch, fake_redis: fakeredis.FakeRedis, keys: QueueKeys
+    monkeypatch: pytest.MonkeyPatch, fake_redis: fakeredis.FakeRedis, keys: QueueKeys, loaded: bool
 ) -> None:
-    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
-    async with assembled(fake_redis, keys) as bench:
-        (job,) = await bench.hold()
-        assert job.span is None
+    """A library may have loaded it (redis-py does); without a tracer provider it is not in use."""
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+    assert tracer(keys.queue, "w1", "tiny") is None
+    with Client(queue=keys.queue, mode="poll", connection=fake_redis) as client:
+        job = client.submit("a")
+        assert job.status().traceparent is None
+        job.cancel()
+
+
+def test_our_modules_import_nothing_of_opentelemetry() -> None:
+    code = "import sys; sys.modules['opentelemetry'] = None; import penstock.client, penstock.aio, penstock_worker.app"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_explicit_contexts_of_a_batch_are_kept(
