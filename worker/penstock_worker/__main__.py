@@ -1,7 +1,8 @@
-"""`python -m penstock_worker`: one worker, or with `--processes` a supervised group of them."""
+"""`python -m penstock_worker`: one worker, or with `--processes`, `--ranks` or `--gpus` several, supervised."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -18,16 +19,21 @@ def main() -> int:
     except (InvalidConfiguration, InvalidRequest) as error:
         sys.stderr.write(f"penstock worker: {error}\n")
         return ExitCode.USAGE
-    if settings.worker_id is None and settings.processes == 1:
+    if settings.worker_id is None and not settings.is_supervised:
         settings = settings.model_copy(update={"worker_id": new_worker_id()})
     structured_log.configure(settings.log_level, settings.log_format, settings.worker_id or "supervisor")
-    return _supervise(settings) if settings.processes > 1 else _work(settings)
+    return _supervise(settings) if settings.is_supervised else _work(settings)
 
 
 def _work(settings: WorkerSettings) -> ExitCode:
     from penstock_worker.app import run  # torch is loaded here, and only here
 
-    return run(settings)
+    code = run(settings)
+    if code is ExitCode.ENGINE:
+        # Its thread may be stuck in a collective with a rank that is gone, and keep the interpreter from ending.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _supervise(settings: WorkerSettings) -> ExitCode:

@@ -197,7 +197,7 @@ async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
 
 def _stop(engine: Engine) -> None:
     try:
-        engine.shutdown(timeout_s=10.0)
+        engine.shutdown(timeout_s=10.0 if engine.fallen() is None else 1.0)
     except TimeoutError as error:
         _logger.warning("the engine did not stop", extra={"reason": str(error)})
 

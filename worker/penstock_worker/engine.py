@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from penstock_core.pipeline import Capacity, EngineRequest, PipelineStatistics, RequestOutput
+from penstock_core.pipeline import Capacity, EngineDescription, EngineRequest, PipelineStatistics, RequestOutput
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import GenerationRequest
 
@@ -47,9 +47,17 @@ class Engine(Protocol):
         """Counts since the start, and rates of the last seconds."""
         ...
 
+    def describe(self) -> EngineDescription:
+        """What does not change while it runs."""
+        ...
+
     @property
     def is_alive(self) -> bool:
         """Whether the thread steps, or would if there were work."""
+        ...
+
+    def fallen(self) -> str | None:
+        """Which rank has ended, if one has: the next step will fail, or never return."""
         ...
 
     def shutdown(self, timeout_s: float) -> None:

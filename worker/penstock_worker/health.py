@@ -1,8 +1,9 @@
 """Is the worker on this machine healthy? `python -m penstock_worker.health` answers with its exit code.
 
-Each worker process writes a small file at every heartbeat. Healthy means: some worker lives, and every live one has
-written lately that its loop turns, its engine's thread lives and makes progress. A worker whose Redis is away is
-healthy: restarting it would lose what it buffers. Imports nothing heavy: a container runs this every few seconds.
+Each worker process writes a small file at every heartbeat, and so does a supervisor. Healthy means: some worker lives,
+and every live one has written lately that its loop turns, its engine's thread lives and makes progress, and of a
+supervisor that no group of its is down. A worker whose Redis is away is healthy: restarting it would lose what it
+buffers. Imports nothing heavy: a container runs this every few seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Health:
     """One worker process, as it describes itself.
 
     Attributes:
-        status: `loading`, `ready`, `draining`, or `stalled` (the engine has work and makes no progress).
+        status: `loading`, `ready`, `draining`, `stalled` (the engine has work and makes no progress), or of a
+            supervisor `degraded` (a group is down).
         written_at: epoch seconds.
         born_ticks: the process's start, as the kernel counts it: a restarted container uses its process ids again.
     """
@@ -37,11 +39,12 @@ class Health:
     held: int
     written_at: float
     born_ticks: int = 0
+    detail: str = ""
 
     @property
     def is_healthy(self) -> bool:
         """Whether the process does, or will soon do, its work."""
-        return self.status != "stalled" and time.time() - self.written_at < STALE_AFTER_S
+        return self.status not in ("stalled", "degraded") and time.time() - self.written_at < STALE_AFTER_S
 
 
 def default_folder() -> Path:
@@ -78,15 +81,26 @@ def read_all(folder: Path) -> list[Health]:
     """Every worker that lives, or lived until it was killed a moment ago; files of dead processes are removed."""
     found: list[Health] = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            health = Health(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+        health = _read(path)
+        if health is None:
             continue
         if _lives(health):
             found.append(health)
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+def read_one(folder: Path, worker_id: str) -> Health | None:
+    """What one worker wrote last; None before its first word."""
+    return _read(folder / f"{worker_id}.json")
+
+
+def _read(path: Path) -> Health | None:
+    try:
+        return Health(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def born_ticks(pid: int) -> int:
@@ -115,8 +129,9 @@ def main() -> int:
         age_s = time.time() - worker.written_at
         state = "healthy" if worker.is_healthy else "UNHEALTHY"
         redis = "" if worker.broker_up else ", Redis is away"
+        detail = f" ({worker.detail})" if worker.detail else ""
         sys.stdout.write(
-            f"{worker.worker_id}: {state}, {worker.status}, {worker.held} jobs, {age_s:.1f} s ago{redis}\n"
+            f"{worker.worker_id}: {state}, {worker.status}{detail}, {worker.held} jobs, {age_s:.1f} s ago{redis}\n"
         )
     if not workers:
         sys.stdout.write(f"no worker has written to {folder}\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -52,8 +53,13 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         distributed=DistributedConfig(tensor_parallel=settings.tensor_parallel),
         deterministic=settings.deterministic,
         target_step_ms=settings.target_step_ms,
-        threads=settings.threads,
+        threads=settings.threads or _share_of_cores(settings),
     )
+
+
+def _share_of_cores(settings: WorkerSettings) -> int | None:
+    """CPU threads of each rank, where the ranks of this worker have the machine's cores to share."""
+    return None if settings.group_size == 1 else max(1, (os.cpu_count() or 1) // settings.group_size)
 
 
 def load_engine(config: PipelineConfig) -> Engine:

@@ -7,6 +7,7 @@ from outside: an engine whose thread died, a supervisor that is gone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from penstock_worker.broker import Broker
 from penstock_worker.doorbell import Doorbell
 from penstock_worker.drain import Drain
 from penstock_worker.engine import Engine
+from penstock_worker.groups import physical_device, visible_gpus
 from penstock_worker.health import Health, HealthFile
 from penstock_worker.held import HeldJobs
 from penstock_worker.metrics import WorkerMetrics
@@ -26,8 +28,12 @@ from penstock_worker.publish import Publisher
 from penstock_worker.role import RoleLoop
 from penstock_worker.settings import WorkerSettings
 
+_logger = logging.getLogger(__name__)
+
 STALLED_AFTER_S = 60.0
 """An engine that has work and completes no step for so long hangs."""
+_LOOK_S = 1.0
+"""Longest time between two looks: a dead rank must be noticed soon, however rare the heartbeats are."""
 _SMOOTHING = 0.3
 
 
@@ -63,13 +69,16 @@ class Pulse:
         self._measured_tokens = 0
         self._progress_at = clock()
         self._steps = -1
+        engine_is = engine.describe()
         self._fixed = WorkerRecord(
             worker_id=settings.worker_id or "",
             model=served_name,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=version("penstock"),
-            device=settings.device,
+            device=physical_device(engine_is.device, engine_is.ranks, visible_gpus()),
+            ranks=engine_is.ranks,
+            page_size=engine_is.page_size,
             started_ms=round(time.time() * 1000),
             max_sequences=settings.max_num_sequences,
         )
@@ -96,6 +105,9 @@ class Pulse:
             free_sequences=capacity.free_sequences,
             free_tokens=capacity.free_tokens,
             total_tokens=capacity.total_tokens,
+            total_pages=statistics.cache.total_pages,
+            used_pages=statistics.cache.used_pages,
+            cached_pages=statistics.cache.cached_pages,
             jobs_done=statistics.requests,
             tokens_in=prompt_tokens,
             tokens_out=self._publisher.tokens_out,
@@ -135,6 +147,9 @@ class Pulse:
         self._metrics.tokens_per_s.set(self._tokens_per_s)
         if not self._engine.is_alive:
             self._publisher.engine_died.set()
+        elif (fallen := self._engine.fallen()) and not self._publisher.engine_died.is_set():
+            _logger.critical("the group is broken: %s", fallen)
+            self._publisher.engine_died.set()
         orphaned = self._settings.supervisor_pid not in (None, os.getppid())
         if orphaned and not self._drain.requested.is_set():
             self._drain.request("the supervisor is gone")
@@ -150,4 +165,4 @@ class Pulse:
     async def _iterate(self) -> None:
         self.beat()
         await asyncio.to_thread(self._health_file.write, self.health())  # a slow disk must not hold up the tokens
-        await asyncio.sleep(self._settings.heartbeat_s)
+        await asyncio.sleep(min(self._settings.heartbeat_s, _LOOK_S))

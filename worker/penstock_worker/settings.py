@@ -42,7 +42,15 @@ class WorkerSettings(BaseModel):
     supervisor_pid: Annotated[
         int | None, Field(ge=1, description="drain when this parent process is gone; set by --processes")
     ] = None
-    processes: Annotated[int, Field(ge=1, le=256, description="worker processes to run and supervise")] = 1
+    processes: Annotated[int, Field(ge=1, le=256, description="workers to run and supervise")] = 1
+    ranks: Annotated[
+        int | None,
+        Field(ge=1, le=1024, description="ranks to run and supervise, in groups of --tensor-parallel: a worker each"),
+    ] = None
+    gpus: Annotated[
+        str | None,
+        Field(pattern=r"^\d+(,\d+)*$", description="GPUs to run supervised ranks on, one each, such as 0,1,2,3"),
+    ] = None
 
     device: Annotated[str, Field(pattern=_DEVICE, description="auto, cpu, cuda or cuda:<n>")] = "auto"
     dtype: Annotated[
@@ -122,13 +130,23 @@ class WorkerSettings(BaseModel):
     log_format: Annotated[LogFormat, Field(description="json, text, or auto: text on a terminal")] = "auto"
 
     @property
+    def group_size(self) -> int:
+        """Ranks that serve one model together."""
+        return self.tensor_parallel
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether this process is to run workers instead of being one."""
+        return self.processes > 1 or self.ranks is not None or self.gpus is not None
+
+    @property
     def lease_ms(self) -> int:
         """The lease in milliseconds."""
         return round(self.lease_s * 1000)
 
 
-def new_worker_id(slot: int | None = None) -> str:
+def new_worker_id(place: str | None = None) -> str:
     """An id never used before: a restarted worker must not be taken for the one that died."""
     host = re.sub(r"[^A-Za-z0-9_.\-]", "-", socket.gethostname())[:64].lstrip("_.-") or "host"
-    place = "" if slot is None else f"-{slot}"
-    return f"{host}{place}-{os.getpid()}-{secrets.token_hex(4)}"
+    middle = "" if place is None else f"-{place}"
+    return f"{host}{middle}-{os.getpid()}-{secrets.token_hex(4)}"

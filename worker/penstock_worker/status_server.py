@@ -21,16 +21,16 @@ _JSON = "application/json"
 
 
 class StatusServer:
-    """The HTTP server of one worker.
+    """The HTTP server of one worker, or of a supervisor.
 
-    `before_scrape` refreshes what is only read when somebody looks; `health` describes the worker now.
+    `before_scrape` refreshes what is only read when somebody looks, if there is such; `health` describes it now.
     """
 
     def __init__(
         self,
         registry: CollectorRegistry,
         health: Callable[[], Health],
-        before_scrape: Callable[[], Awaitable[None]],
+        before_scrape: Callable[[], Awaitable[None]] | None,
         host: str,
         port: int,
     ) -> None:
@@ -76,7 +76,8 @@ class StatusServer:
         if method != b"GET":
             return "405 Method Not Allowed", "text/plain", b"only GET\n"
         if path == b"/metrics":
-            await self._before_scrape()
+            if self._before_scrape is not None:
+                await self._before_scrape()
             return "200 OK", CONTENT_TYPE_LATEST, generate_latest(self._registry)
         if path == b"/health":
             health = self._health()

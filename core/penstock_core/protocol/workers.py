@@ -22,9 +22,12 @@ class WorkerRecord:
         worker_id: unique per process start.
         connection_id: Redis CLIENT ID of its doorbell connection; 0 if unknown. The connection's absence from
             CLIENT LIST shows the process gone before its leases run out.
+        device: where it computes, in the machine's own names: `cpu`, `cuda:0`, `cuda:2,3`. ranks: processes of it.
         draining: finishes what it holds and claims no more.
         free_sequences, free_tokens: room left in the batch and in the KV cache.
         total_tokens: size of the KV cache in tokens.
+        used_pages, cached_pages: of the `total_pages` of `page_size` tokens, those that sequences hold, and those kept
+            for later prompts that begin alike; the rest are free.
     """
 
     worker_id: str
@@ -41,6 +44,11 @@ class WorkerRecord:
     free_sequences: int = 0
     free_tokens: int = 0
     total_tokens: int = 0
+    ranks: int = 1
+    page_size: int = 0
+    total_pages: int = 0
+    used_pages: int = 0
+    cached_pages: int = 0
     jobs_done: int = 0
     tokens_in: int = 0
     tokens_out: int = 0

@@ -11,6 +11,7 @@ from penstock_core.cache import CacheStatistics
 from penstock_core.pipeline import (
     Capacity,
     ChoiceChunk,
+    EngineDescription,
     EngineRequest,
     FinishedRequest,
     PipelineStatistics,
@@ -52,6 +53,7 @@ class ScriptedEngine:
         self.running: dict[str, Running] = {}
         self.aborted: list[tuple[str, FinishReason]] = []
         self.alive = True
+        self.broken: str | None = None
         self.on_outputs: Callable[[Sequence[RequestOutput]], None] = lambda outputs: None
         self.refusal: Exception | None = None
         self._meter = Meter()
@@ -84,9 +86,15 @@ class ScriptedEngine:
         cache = CacheStatistics(*[0] * len(CacheStatistics.__dataclass_fields__))
         return self._meter.read(len(self.running), 0, 0, cache)
 
+    def describe(self) -> EngineDescription:
+        return EngineDescription("cpu", 1, self.room.total_tokens // 16, 16)
+
     @property
     def is_alive(self) -> bool:
         return self.alive
+
+    def fallen(self) -> str | None:
+        return self.broken
 
     def shutdown(self, timeout_s: float) -> None:
         self.alive = False

@@ -66,6 +66,6 @@ def test_every_setting_explains_itself() -> None:
 
 
 def test_worker_ids_are_never_used_twice() -> None:
-    ids = {new_worker_id(slot) for slot in (None, 0, 0, 1)}
+    ids = {new_worker_id(slot) for slot in (None, "0", "0", "1")}
     assert len(ids) == 4
     assert all(WorkerSettings(worker_id=one) for one in ids)

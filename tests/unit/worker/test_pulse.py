@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock_core.cache import CacheStatistics
+from penstock_core.pipeline import EngineDescription
 from penstock_worker.drain import Drain
 from penstock_worker.health import HealthFile, read_all
 from penstock_worker.pulse import STALLED_AFTER_S, Pulse
 from penstock_worker.settings import WorkerSettings
 from tests.unit.worker.conftest import WORKER, Bench
+from tests.unit.worker.doubles import ScriptedEngine
 from tests.unit.worker.test_reclaim import Bell
 
 
@@ -28,21 +33,29 @@ def settings() -> WorkerSettings:
 
 
 @pytest.fixture
-def pulse(bench: Bench, drain: Drain, settings: WorkerSettings, tmp_path: Path) -> Pulse:
-    bell: Any = Bell(client_id=42)
-    return Pulse(
-        settings,
-        "tiny",
-        bench.broker,
-        bench.engine,
-        bench.held,
-        bench.publisher,
-        bell,
-        drain,
-        bench.metrics,
-        HealthFile(tmp_path, WORKER),
-        clock=bench.clock,
-    )
+def make_pulse(bench: Bench, drain: Drain, settings: WorkerSettings, tmp_path: Path) -> Callable[..., Pulse]:
+    def make(**changes: object) -> Pulse:
+        bell: Any = Bell(client_id=42)
+        return Pulse(
+            settings.model_copy(update=changes),
+            "tiny",
+            bench.broker,
+            bench.engine,
+            bench.held,
+            bench.publisher,
+            bell,
+            drain,
+            bench.metrics,
+            HealthFile(tmp_path, WORKER),
+            clock=bench.clock,
+        )
+
+    return make
+
+
+@pytest.fixture
+def pulse(make_pulse: Callable[..., Pulse]) -> Pulse:
+    return make_pulse()
 
 
 async def test_the_record_tells_what_the_worker_does(bench: Bench, pulse: Pulse, drain: Drain) -> None:
@@ -101,25 +114,31 @@ async def test_a_dead_engine_is_noticed_without_any_output(bench: Bench, pulse: 
     assert bench.publisher.engine_died.is_set()
 
 
+async def test_a_dead_rank_is_noticed_while_nothing_runs(bench: Bench, pulse: Pulse) -> None:
+    bench.engine.broken = "rank 1 (process 7) ended with exit code -9"
+    pulse.beat()
+    assert bench.publisher.engine_died.is_set()
+
+
+async def test_the_record_names_the_real_device_and_its_pages(
+    bench: Bench, make_pulse: Callable[..., Pulse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_pulse().describe().device == "cpu", "--device is auto"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setattr(bench.engine, "describe", lambda: EngineDescription("cuda:1", 2, 100, 16))
+    pages = CacheStatistics(*[0] * len(CacheStatistics.__dataclass_fields__))
+    pages = replace(pages, total_pages=100, used_pages=30, cached_pages=20)
+    monkeypatch.setattr(bench.engine, "statistics", lambda: replace(ScriptedEngine().statistics(), cache=pages))
+    record = make_pulse().describe()
+    assert (record.device, record.ranks) == ("cuda:5,6", 2)
+    assert (record.total_pages, record.used_pages, record.cached_pages, record.page_size) == (100, 30, 20, 16)
+
+
 @pytest.mark.parametrize(("parent", "drains"), [(os.getppid(), False), (1 if os.getppid() != 1 else 2, True)])
 async def test_a_worker_whose_supervisor_is_gone_drains(
-    bench: Bench, drain: Drain, tmp_path: Path, parent: int, drains: bool
+    drain: Drain, make_pulse: Callable[..., Pulse], parent: int, drains: bool
 ) -> None:
-    bell: Any = Bell()
-    settings = WorkerSettings(worker_id=WORKER, supervisor_pid=parent)
-    pulse = Pulse(
-        settings,
-        "tiny",
-        bench.broker,
-        bench.engine,
-        bench.held,
-        bench.publisher,
-        bell,
-        drain,
-        bench.metrics,
-        HealthFile(tmp_path, WORKER),
-        clock=bench.clock,
-    )
+    pulse = make_pulse(supervisor_pid=parent)
     pulse.beat()
     pulse.beat()
     assert drain.requested.is_set() is drains
