@@ -117,8 +117,9 @@ def test_a_job_that_kills_every_worker_is_dead_lettered(client: Client, start_wo
         worker.kill()
         if crash == 1:
             assert not job.status().state.is_terminal
-    start_worker("--max-crashes", "2")
+    heir = start_worker()  # the number is the queue's by now: others need not be told
     follower.join()
+    assert heir.is_running
     status = job.status()
     assert status.state == "dead"
     assert status.failure is not None

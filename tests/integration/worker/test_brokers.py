@@ -61,7 +61,7 @@ def test_jobs_run_stream_and_are_cancelled(broker_url: str, queue: str, tmp_path
     with Client(broker_url, queue=queue) as client:
         worker = WorkerProcess(broker_url, tmp_path, "w1", "--queue", queue)
         try:
-            until(lambda: worker.is_running and snapshot(client).workers, "the worker's heartbeat")
+            worker.wait_until_ready(client)
             job = client.submit("Once upon a time", max_tokens=100, ignore_eos=True, seed=1)
             tokens = [token for chunk in job.stream(timeout=60) for token in chunk.token_ids]
             assert tokens == list(job.result(timeout=60).token_ids)
