@@ -18,6 +18,7 @@ from penstock_worker.broker import Broker
 from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.presence import GoneWorker, Presence
 from penstock_worker.role import RoleLoop
+from penstock_worker.structured_log import JobLog
 
 _logger = logging.getLogger(__name__)
 
@@ -66,22 +67,34 @@ class Reclaimer:
         self._metrics.dead.inc(len(outcome.dead))
         for delay_ms in outcome.reclaim_delay_ms:
             self._metrics.reclaim_latency.observe(delay_ms / 1000)
-        if outcome.requeued or outcome.dead:
+        if outcome.taken:
             _logger.warning(
                 "took jobs back from workers that are gone",
                 extra={
                     "gone": first.worker_id or "lease expired",
                     "requeued": len(outcome.requeued),
-                    "dead": outcome.dead,
+                    "dead": len(outcome.dead),
                     "after_ms": max(outcome.reclaim_delay_ms, default=0),
                 },
             )
+        log_taken(outcome)
         return len(gone) > 1 or len(outcome.reclaim_delay_ms) >= _LIMIT
 
     async def _iterate(self) -> None:
         while await self.tick():
             pass
         await asyncio.sleep(self._tick_s * (0.75 + 0.5 * self._draw()))
+
+
+def log_taken(outcome: ReclaimOutcome) -> None:
+    """A line for each job that was taken from a worker, so that its id finds it."""
+    dead = set(outcome.dead)
+    for job_id, attempt in outcome.taken.items():
+        log = JobLog(_logger, job_id, attempt)
+        if job_id in dead:
+            log.error("dead-lettered: it took down too many workers")
+        else:
+            log.info("taken back from a worker that is gone")
 
 
 async def take_back_from(broker: Broker, keys: QueueKeys, worker_id: str) -> ReclaimOutcome:
@@ -92,4 +105,6 @@ async def take_back_from(broker: Broker, keys: QueueKeys, worker_id: str) -> Rec
     """
     heartbeat = await broker.guard(broker.client.zscore(keys.heartbeats, worker_id))
     call = transitions.reclaim(keys, worker_id=worker_id, heartbeat_ms=int(heartbeat or 0), limit=_ALL, sure=True)
-    return await broker.run(call)
+    outcome = await broker.run(call)
+    log_taken(outcome)
+    return outcome

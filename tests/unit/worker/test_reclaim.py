@@ -82,6 +82,23 @@ async def test_a_worker_without_heartbeat_and_connection_loses_its_jobs(bench: B
     assert [worker.worker_id for worker in bench.driver.snapshot().workers] == []
 
 
+async def test_every_job_taken_back_has_its_line(
+    bench: Bench, reclaimer: Reclaimer, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.driver.set_config(max_crashes=2)
+    twice, once = bench.submit(), bench.submit()
+    bench.driver.take("gone")
+    beat(bench, "gone", age_ms=1500)
+    with caplog.at_level("INFO", "penstock_worker"):
+        await reclaimer.tick()
+        bench.driver.claim("gone", 2)
+        beat(bench, "gone", age_ms=1500)
+        await reclaimer.tick()
+    told = [(line.job, line.attempt, line.levelname) for line in caplog.records if hasattr(line, "job")]
+    assert told[0] == (twice, 1, "INFO")
+    assert sorted(told[1:]) == sorted([(twice, 2, "ERROR"), (once, 1, "INFO")])
+
+
 async def test_a_late_worker_whose_connection_stands_keeps_its_jobs(
     bench: Bench, reclaimer: Reclaimer, clients: Clients
 ) -> None:

@@ -7,7 +7,8 @@
 --   dead, and not only unheard of
 -- ARGV[6], ARGV[7] the JobEnded record `cancelled` in two halves around the attempt; ARGV[8], ARGV[9] `expired`;
 -- ARGV[10], ARGV[11] the same for a poison job, less its message, which ends the record
--- Returns {{requeued id, ...}, {dead id, ...}, {ended id, ...}, promoted, {delay_ms per reclaimed job}}.
+-- Returns {{requeued id, ...}, {dead id, ...}, {ended id, ...}, promoted, {delay_ms per reclaimed job},
+--   {reclaimed id, its attempt, ...}}.
 -- Refuses a worker that has beaten since: its jobs are left alone.
 --@include base waiting jobs
 
@@ -17,7 +18,7 @@ local max_crashes = setting('max_crashes')
 local max_taken = 10 * max_crashes -- from workers dead and alive: a job that stalls its workers must end too
 local FORGET_WORKER_MS = 60000
 
-local requeued, dead, ended, delays, promoted = {}, {}, {}, {}, 0
+local requeued, dead, ended, delays, taken, promoted = {}, {}, {}, {}, {}, 0
 
 -- Why a job is run no more, or nil.
 local function poison(job)
@@ -33,6 +34,8 @@ end
 -- Take a job from a worker that is gone; `since` is when it should have been heard of.
 local function take_back(job, since, dead_for_sure)
   delays[#delays + 1] = math.max(0, now - since)
+  taken[#taken + 1] = job.id
+  taken[#taken + 1] = job.attempt
   count('reclaimed')
   job.crashes = num(job.crashes) + 1
   local asked, reason = verdict(job.cancel, job.deadline), poison(job)
@@ -134,4 +137,4 @@ forget()
 if #requeued > 0 or promoted > 0 then
   call('PUBLISH', Q .. 'bell', 'job')
 end
-return { requeued, dead, ended, promoted, delays }
+return { requeued, dead, ended, promoted, delays, taken }

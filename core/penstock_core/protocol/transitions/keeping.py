@@ -27,6 +27,7 @@ class ReclaimOutcome:
         requeued, dead, ended: ids of jobs put back in line, dead-lettered, and ended as cancelled or expired.
         promoted: delayed jobs that became ready.
         reclaim_delay_ms: per job taken from a worker, the time since its lease ended (or the worker's last heartbeat).
+        taken: jobs taken from workers, and the attempts that this ended.
     """
 
     requeued: list[str]
@@ -34,6 +35,7 @@ class ReclaimOutcome:
     ended: list[str]
     promoted: int
     reclaim_delay_ms: list[int]
+    taken: dict[str, int]
 
 
 def reclaim(
@@ -56,8 +58,11 @@ def reclaim(
 
 
 def _reclaim_outcome(reply: Any) -> ReclaimOutcome:
-    requeued, dead, ended, promoted, delays = reply
-    return ReclaimOutcome(texts(requeued), texts(dead), texts(ended), int(promoted), [int(ms) for ms in delays])
+    requeued, dead, ended, promoted, delays, taken = reply
+    attempts = {job_id: int(attempt) for job_id, attempt in pairs(taken).items()}
+    return ReclaimOutcome(
+        texts(requeued), texts(dead), texts(ended), int(promoted), [int(ms) for ms in delays], attempts
+    )
 
 
 def requeue(keys: QueueKeys, job_ids: Sequence[str], now_ms: int = 0) -> Call[list[RequeueOutcome]]:
