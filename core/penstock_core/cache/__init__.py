@@ -2,7 +2,15 @@
 
 from penstock_core.cache.host import HostPages
 from penstock_core.cache.kv_cache import CacheStatistics, PagedAttentionKVCache
-from penstock_core.cache.pages import PageConfig, PageShape, allocate_pages, choose_num_pages, move_pages, stored_dtype
+from penstock_core.cache.pages import (
+    PageConfig,
+    PageShape,
+    allocate_pages,
+    least_pages,
+    most_pages,
+    move_pages,
+    stored_dtype,
+)
 from penstock_core.cache.prefix import PrefixCache, extend_digests, root_digest
 
 __all__ = [
@@ -13,8 +21,9 @@ __all__ = [
     "PagedAttentionKVCache",
     "PrefixCache",
     "allocate_pages",
-    "choose_num_pages",
     "extend_digests",
+    "least_pages",
+    "most_pages",
     "move_pages",
     "root_digest",
     "stored_dtype",

@@ -23,9 +23,10 @@ class PageConfig:
 
     Attributes:
         page_size: tokens per page.
-        num_pages: size of the pool; None takes as many as `memory_fraction` of the free memory holds, and no more than
+        num_pages: size of the pool; None takes as many as `memory_fraction` leaves room for, and no more than
             `max_num_sequences` sequences of full length can use.
-        memory_fraction: share of the device's free memory for pages, above 0 and up to 0.95.
+        memory_fraction: share of the device's free memory for weights, activations and pages together, above 0 and up
+            to 0.95; None: 0.9 on a GPU and 0.5 on a CPU, which others need too.
         kv_dtype: stored precision. `auto` is the model's own; `int8` keeps a scale per token and head.
         watermark: share of the pool that admitting a waiting sequence must leave available, so that the running ones
             can grow for a while before one of them is preempted.
@@ -34,7 +35,7 @@ class PageConfig:
 
     page_size: int = 16
     num_pages: int | None = None
-    memory_fraction: float = 0.5
+    memory_fraction: float | None = None
     kv_dtype: str = "auto"
     watermark: float = 0.01
     host_pages: int = 0
@@ -44,7 +45,7 @@ class PageConfig:
             raise InvalidConfiguration("page.page_size", f"{self.page_size} is outside 1 to 1024 tokens")
         if self.num_pages is not None and self.num_pages < 1:
             raise InvalidConfiguration("page.num_pages", f"{self.num_pages} is below 1; None sizes the pool by memory")
-        if not 0.0 < self.memory_fraction <= 0.95:
+        if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 0.95:
             raise InvalidConfiguration("page.memory_fraction", f"{self.memory_fraction} is outside (0, 0.95]")
         if self.kv_dtype not in KV_DTYPES:
             raise InvalidConfiguration(
@@ -54,6 +55,10 @@ class PageConfig:
             raise InvalidConfiguration("page.watermark", f"{self.watermark} is outside 0 to 0.5 of the pool")
         if self.host_pages < 0:
             raise InvalidConfiguration("page.host_pages", f"{self.host_pages} is below 0; 0 keeps none")
+
+    def fraction(self, device_type: str) -> float:
+        """`memory_fraction`, or its default for a kind of device."""
+        return self.memory_fraction or (0.9 if device_type == "cuda" else 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +84,25 @@ def stored_dtype(kv_dtype: str, model_dtype: torch.dtype) -> torch.dtype:
     return model_dtype if kv_dtype == "auto" else {"int8": torch.int8}.get(kv_dtype) or getattr(torch, kv_dtype)
 
 
-def choose_num_pages(
-    config: PageConfig, page_bytes: int, free_bytes: int, max_model_len: int, max_num_sequences: int
-) -> int:
-    """Size of the pool in pages.
+def least_pages(config: PageConfig, max_model_len: int) -> int:
+    """Pages that one sequence of full length needs.
 
-    Raises InvalidConfiguration when it cannot hold one sequence of `max_model_len` tokens, with what would.
+    Raises InvalidConfiguration when an explicit pool is smaller than that, with what would do.
     """
-    per_sequence = -(-max_model_len // config.page_size)
-    if config.num_pages is not None:
-        if config.num_pages < per_sequence:
-            raise InvalidConfiguration(
-                "page.num_pages",
-                f"{config.num_pages} pages of {config.page_size} hold {config.num_pages * config.page_size} tokens, "
-                f"less than one sequence of max_model_len {max_model_len}; give at least {per_sequence} pages, "
-                f"or set max_model_len to at most {config.num_pages * config.page_size}",
-            )
-        return config.num_pages
-    fitting = int(free_bytes * config.memory_fraction) // page_bytes
-    if fitting < per_sequence:
+    needed = -(-max_model_len // config.page_size)
+    if config.num_pages is not None and config.num_pages < needed:
         raise InvalidConfiguration(
-            "page.memory_fraction",
-            f"{config.memory_fraction} of {free_bytes / 2**20:.0f} MiB free memory holds {fitting} pages of "
-            f"{page_bytes / 1024:.0f} KiB, and one sequence of max_model_len {max_model_len} needs {per_sequence}; "
-            f"set max_model_len to at most {fitting * config.page_size}, use kv_dtype int8, or free memory",
+            "page.num_pages",
+            f"{config.num_pages} pages of {config.page_size} hold {config.num_pages * config.page_size} tokens, "
+            f"less than one sequence of max_model_len {max_model_len}; give at least {needed} pages, "
+            f"or set max_model_len to at most {config.num_pages * config.page_size}",
         )
-    return min(fitting, max_num_sequences * per_sequence + 1)
+    return needed
+
+
+def most_pages(config: PageConfig, max_model_len: int, max_num_sequences: int) -> int:
+    """Pages that can ever be used at once."""
+    return max_num_sequences * -(-max_model_len // config.page_size) + 1
 
 
 def allocate_pages(shape: PageShape, num_pages: int, device: torch.device, *, pinned: bool = False) -> list[LayerPages]:

@@ -6,9 +6,11 @@ which rows are wanted is in the batch. With several ranks this is rank 0: it tel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +18,32 @@ import torch
 
 from penstock_core.attention import AttentionBatch, LayerPages
 from penstock_core.batching import TokenBatch
-from penstock_core.cache import PageConfig, PageShape, allocate_pages, choose_num_pages, move_pages, stored_dtype
+from penstock_core.cache import PageConfig, PageShape, allocate_pages, move_pages, stored_dtype
+from penstock_core.distributed import launch
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.followers import Followers
-from penstock_core.distributed.group import GlooGroup, Order, pack, send
-from penstock_core.distributed.memory import check_weights_fit, free_memory_bytes
-from penstock_core.models import DecoderModel, ModelConfig, TensorParallelGroup, find_checkpoint, load_model
+from penstock_core.distributed.group import ProcessGroup
+from penstock_core.distributed.inputs import choose_device, on_device
+from penstock_core.distributed.memory import (
+    MemoryReport,
+    budget_bytes,
+    check_weights_fit,
+    estimated_activation_bytes,
+    fit_pages,
+    free_memory_bytes,
+    taken_memory_bytes,
+)
+from penstock_core.distributed.messages import Order, cut, pack
+from penstock_core.distributed.rendezvous import Place, Rendezvous
+from penstock_core.models import DecoderModel, ModelConfig, Stage, find_checkpoint, load_model
+from penstock_core.models.loading import choose_dtype
 from penstock_core.models.products import Quantization
 from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration
 
+_logger = logging.getLogger(__name__)
+
 PROMPT_LOGIT_ROWS = 128  # prompt positions whose logits are held at a time
+_LAST_WORDS_S = 2.0  # how long a dead rank's exit code may take to be known
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     max_model_len: int | None = None
     max_num_sequences: int = 64
+    max_batch_tokens: int = 2048
     deterministic: bool = False
     page: PageConfig = field(default_factory=PageConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -45,9 +64,8 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Of one forward pass: hidden states [T, hidden], and float32 logits [R, vocab] of the rows to be sampled."""
+    """Of one forward pass: float32 logits [R, vocab] of the rows to be sampled."""
 
-    hidden: torch.Tensor
     logits: torch.Tensor
 
 
@@ -55,28 +73,33 @@ class DistributedInferenceEngine:
     """A loaded model with its page pool.
 
     Attributes:
-        model: the decoder. config: its `ModelConfig`.
-        group: this process's place among the ranks.
+        model: the decoder, or this rank's part of it. config: its `ModelConfig`.
+        group: this process's place among the ranks; None where it is alone.
         num_pages, page_size, page_bytes: shape of the pool. num_host_pages: pages kept in host memory beside it.
         max_model_len: longest sequence in tokens.
+        memory: what each rank's memory is used for, by rank; on the followers their own alone.
     """
 
     def __init__(
-        self, model: DecoderModel, page: PageConfig, max_model_len: int | None = None, max_num_sequences: int = 64
+        self, model: DecoderModel, config: EngineConfig, memory: MemoryReport, group: ProcessGroup | None
     ) -> None:
-        """Take a loaded model and allocate its pages.
+        """Take a loaded model and allocate its pages. `memory`: what is known so far.
 
         Raises:
             InvalidConfiguration: the pool cannot hold one sequence of `max_model_len` tokens.
         """
+        page = config.page
         self.model = model
         self.config: ModelConfig = model.config
         self.device = model.device
-        self.group = model.group
+        self.group = group
         self._followers: Followers | None = None
-        self.max_model_len = self._choose_length(max_model_len, page)
+        self._leads = group is not None and group.rank == 0
+        self._hidden: torch.Tensor | None = None
+        self._micro_batch_tokens = config.distributed.micro_batch_tokens
+        self.max_model_len = self._choose_length(config.max_model_len, page)
         shape = PageShape(
-            num_layers=model.config.num_layers,
+            num_layers=model.num_local_layers,
             page_size=page.page_size,
             num_kv_heads=model.num_local_kv_heads,
             head_dim=model.config.head_dim,
@@ -84,16 +107,34 @@ class DistributedInferenceEngine:
         )
         self.page_size = page.page_size
         self.page_bytes = shape.page_bytes
-        free = free_memory_bytes(self.device) // self.group.size
-        self.num_pages = choose_num_pages(page, shape.page_bytes, free, self.max_model_len, max_num_sequences)
-        if isinstance(self.group, GlooGroup):
-            self.num_pages = self.group.least(self.num_pages)
+        activations = memory.activations
+        if self.device.type == "cuda":
+            activations = self._measure_activations(shape, config)
+        self.num_pages = fit_pages(
+            page,
+            shape,
+            free=memory.free // (1 if group is None else group.ranks_here(self.device)) - memory.weights,
+            budget=memory.budget,
+            weights=memory.weights,
+            activations=activations,
+            max_model_len=self.max_model_len,
+            max_num_sequences=config.max_num_sequences,
+        )
+        if group is not None:
+            self.num_pages = group.least(self.num_pages)
         self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages, self.device)
         self.num_host_pages = page.host_pages
         self.host_layers: list[LayerPages] = []
         if page.host_pages:
             pinned = self.device.type == "cuda"
             self.host_layers = allocate_pages(shape, page.host_pages, torch.device("cpu"), pinned=pinned)
+        report = replace(
+            memory,
+            activations=activations,
+            pages=self.num_pages * shape.page_bytes,
+            host_pages=page.host_pages * shape.page_bytes,
+        )
+        self.memory = (report,) if group is None else group.tell_reports(report)
 
     @classmethod
     def load(
@@ -101,29 +142,51 @@ class DistributedInferenceEngine:
     ) -> DistributedInferenceEngine:
         """Load a checkpoint, with all its ranks. `progress` is called with (bytes loaded, bytes in all).
 
+        The other ranks are started here, unless torchrun (or whoever set its variables) has started all.
+
         Raises:
-            InvalidConfiguration: the weights or one sequence's pages do not fit the device's memory.
+            InvalidConfiguration: the weights or one sequence's pages do not fit the device's memory, or the ranks
+                cannot be set up as asked.
             BrokenCheckpoint, UnsupportedModel: see `load_model`.
             EngineFailed: a rank did not come up.
         """
-        size = config.distributed.tensor_parallel
-        if size == 1:
-            return cls.load_rank(config, TensorParallelGroup(), progress)
-        if choose_device(config.device).type != "cpu":
-            raise InvalidConfiguration(
-                "distributed.tensor_parallel",
-                f"{size} ranks are supported on the CPU only so far; set device to cpu, or use 1",
-            )
-        folder = find_checkpoint(config.model)
-        TensorParallelGroup(0, size).check(ModelConfig.from_checkpoint(folder))
-        followers = Followers(config, size)
+        distributed = config.distributed
+        if distributed.num_ranks == 1:
+            engine = cls._load_alone(config, progress)
+        else:
+            launch.check_ranks(config)
+            place = Place.from_environment(os.environ)
+            if place is None:
+                engine = cls._load_with_followers(config, progress)
+            else:
+                launch.check_place(place, distributed)
+                if place.rank > 0:
+                    raise InvalidConfiguration(
+                        "RANK",
+                        f"is {place.rank}: only rank 0 serves; let this process follow (follow_from_environment)",
+                    )
+                engine = cls.load_rank(config, Rendezvous.over_tcp(place, distributed.timeout_s), progress)
+        for report in engine.memory:
+            _logger.info("memory of %s", report)
+        return engine
+
+    @classmethod
+    def _load_alone(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None
+    ) -> DistributedInferenceEngine:
+        return cls._load_part(config, choose_device(config.device), None, progress)
+
+    @classmethod
+    def _load_with_followers(
+        cls, config: EngineConfig, progress: Callable[[int, int], None] | None
+    ) -> DistributedInferenceEngine:
+        followers = Followers(config)
         try:
-            group = GlooGroup(0, size, followers.rendezvous, config.distributed.timeout_s)
-            engine = cls.load_rank(config, group, progress)
+            engine = cls.load_rank(config, followers.rendezvous, progress)
         except Exception as error:
-            fallen = followers.fallen()
+            fallen = None if isinstance(error, InvalidConfiguration | EngineFailed) else followers.fallen(_LAST_WORDS_S)
             followers.close(timeout_s=5.0)
-            if fallen is None or isinstance(error, InvalidConfiguration):
+            if fallen is None:
                 raise
             raise EngineFailed(f"{fallen} while the model was loaded; its messages are above") from error
         engine._followers = followers
@@ -131,23 +194,80 @@ class DistributedInferenceEngine:
 
     @classmethod
     def load_rank(
-        cls, config: EngineConfig, group: TensorParallelGroup, progress: Callable[[int, int], None] | None = None
+        cls, config: EngineConfig, rendezvous: Rendezvous, progress: Callable[[int, int], None] | None = None
     ) -> DistributedInferenceEngine:
-        """Load one rank's slice; see `load`."""
-        device = choose_device(config.device)
+        """Join a group and load this rank's part; see `load`."""
+        place = rendezvous.place
+        rendezvous.agree(launch.claims(config))
+        device = launch.device_of(config.device, place)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        model_config = ModelConfig.from_checkpoint(find_checkpoint(config.model))
+        group = ProcessGroup(
+            rendezvous,
+            config.distributed,
+            device,
+            max_batch_tokens=config.max_batch_tokens,
+            hidden_bytes=model_config.hidden_size * choose_dtype(config.dtype, model_config, device).itemsize,
+            deterministic=config.deterministic,
+        )
+        try:
+            return cls._load_part(config, device, group, progress)
+        except BaseException:
+            group.close()
+            raise
+
+    @classmethod
+    def _load_part(
+        cls,
+        config: EngineConfig,
+        device: torch.device,
+        group: ProcessGroup | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> DistributedInferenceEngine:
+        distributed = config.distributed
         folder = find_checkpoint(config.model)
         model_config = ModelConfig.from_checkpoint(folder)
-        check_weights_fit(folder, model_config, device, config.dtype, config.quantization)
+        here = 1 if group is None else group.ranks_here(device)
+        expected = check_weights_fit(
+            folder,
+            model_config,
+            device,
+            config.dtype,
+            config.quantization,
+            ranks=distributed.num_ranks,
+            ranks_here=here,
+        )
+        free, taken = free_memory_bytes(device), taken_memory_bytes(device)
+        if group is not None:
+            group.least(0)  # nobody loads before everybody has looked
         model = load_model(
             folder,
             device=device,
             dtype=config.dtype,
             quantization=config.quantization,
-            group=group,
+            group=None if group is None else group.tensor,
+            stage=Stage() if group is None else group.stage,
             deterministic=config.deterministic,
             progress=progress,
         )
-        return cls(model, config.page, config.max_model_len, config.max_num_sequences)
+        memory = MemoryReport(
+            rank=0 if group is None else group.rank,
+            free=free,
+            budget=budget_bytes(config.page, device, free, here),
+            # An allocator may reuse what this process had freed before: then the files know better.
+            weights=max(taken_memory_bytes(device) - taken, 0 if device.type == "cuda" else expected),
+            activations=estimated_activation_bytes(
+                model_config,
+                tokens=config.max_batch_tokens,
+                rows=max(config.max_num_sequences, PROMPT_LOGIT_ROWS),
+                tensor_parallel=distributed.tensor_parallel,
+                itemsize=model.dtype.itemsize,
+            ),
+            pages=0,
+            host_pages=0,
+        )
+        return cls(model, config, memory, group)
 
     def forward(self, batch: TokenBatch) -> StepOutput:
         """Compute one step, on all ranks.
@@ -155,14 +275,17 @@ class DistributedInferenceEngine:
         Raises:
             EngineFailed: the ranks do not move together any more; no further step is possible.
         """
-        if self._followers is None:
-            return self.compute(batch)
-        with self._together(self._followers):
-            send(Order.STEP, pack(batch))
-            return self.compute(batch)
+        if self.group is None:
+            return StepOutput(self.compute(batch))
+        with self._together():
+            self.group.messages.send(Order.STEP, pack(batch))
+            return StepOutput(self.compute(batch))
 
-    def compute(self, batch: TokenBatch) -> StepOutput:
-        """This rank's part of a step: move pages, write the new keys and values, return what is to be sampled."""
+    def compute(self, batch: TokenBatch) -> torch.Tensor:
+        """This rank's part of a step: move pages, write the new keys and values, return the logits to be sampled.
+
+        Only rank 0's logits are whole.
+        """
         for sources, destinations, moves in (
             (self.layers, self.host_layers, batch.offloads),
             (self.host_layers, self.layers, batch.restores),
@@ -170,56 +293,117 @@ class DistributedInferenceEngine:
         ):
             if moves:
                 move_pages(sources, destinations, moves)
-        inputs, logit_rows = on_device(batch, self.page_size, self.device)
-        hidden = self.model.forward(inputs, self.layers)
-        sampled = hidden if len(logit_rows) == len(hidden) else hidden.index_select(0, logit_rows)
-        return StepOutput(hidden, self.model.logits(sampled))
+        parts = [self._pass_through(part) for part in cut(batch, self._num_parts(batch.num_tokens))]
+        self._hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.logits(None if len(batch.logit_rows) == batch.num_tokens else batch.logit_rows)
 
-    def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Logits of the step's rows `first` to `last`, some at a time: (first row of the part, [n, vocab])."""
+    def logits(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]] | None) -> torch.Tensor:
+        """Logits of some rows of the last step, or of all; on rank 0 whole, wherever they are computed."""
+        assert self._hidden is not None
+        count = len(self._hidden) if rows is None else len(rows)
+        group, stage = self.group, self.model.stage
+        logits = torch.empty(0, self.config.vocab_size, device=self.device)
+        if stage.is_last and count:
+            wanted = self._hidden
+            if rows is not None:
+                wanted = wanted.index_select(0, torch.from_numpy(rows).to(self.device))
+            logits = self.model.logits(wanted)
+        if group is not None and group.results is not None and count:
+            if stage.is_last:
+                group.results.send(logits)
+            else:
+                logits = group.results.receive(torch.empty(count, self.config.vocab_size, device=self.device))
+        if group is not None:
+            group.flush()
+        return logits
+
+    def prompt_logits(self, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of the last step's rows `first` to `last`, some at a time: (first row of the part, [n, vocab])."""
         for start in range(first, last, PROMPT_LOGIT_ROWS):
             end = min(start + PROMPT_LOGIT_ROWS, last)
-            if self._followers is None:
-                logits = self.model.logits(hidden[start:end])
-            else:
-                with self._together(self._followers):
-                    send(Order.PROMPT_LOGITS, np.array([start, end]))
-                    logits = self.model.logits(hidden[start:end])
+            if self.group is None:
+                yield start, self.logits(np.arange(start, end))
+                continue
+            with self._together():
+                self.group.messages.send(Order.PROMPT_LOGITS, np.array([start, end], dtype=np.int32))
+                logits = self.logits(np.arange(start, end))
             yield start, logits
 
     @property
     def num_ranks(self) -> int:
         """Processes that compute each step, this one included."""
-        return self.group.size
+        return 1 if self.group is None else self.group.size
 
     def fallen(self) -> str | None:
         """Which of the other ranks has ended, if one has: no further step is possible. Any thread."""
-        followers = self._followers
-        return None if followers is None else followers.fallen()
+        return None if self.group is None else self.group.fallen()
 
     def close(self) -> None:
         """End the other ranks, if there are any."""
-        if self._followers is None:
+        group, self.group = self.group, None
+        if group is None:
             return
         followers, self._followers = self._followers, None
         try:
-            if followers.fallen() is None:
-                send(Order.STOP, np.zeros(0, dtype=np.int64))
+            if self._leads and group.fallen() is None:
+                group.messages.send(Order.STOP, np.zeros(0, dtype=np.int32))
         except RuntimeError:  # one fell just now: the others notice by themselves
             pass
         finally:
-            followers.close(timeout_s=5.0)
-            if isinstance(self.group, GlooGroup):
-                self.group.close()
+            if followers is not None:
+                followers.close(timeout_s=5.0)
+            group.close()
 
     @contextmanager
-    def _together(self, followers: Followers) -> Iterator[None]:
+    def _together(self) -> Iterator[None]:
         """A step that fails on one rank leaves the others in the middle of it: the group cannot go on."""
         try:
             yield
         except Exception as error:
-            reason = followers.fallen() or f"{type(error).__name__}: {error}"
-            raise EngineFailed(f"the tensor-parallel group is broken: {reason}") from error
+            fallen = None if self._followers is None else self._followers.fallen(_LAST_WORDS_S)
+            raise EngineFailed(
+                f"the group of ranks is broken: {fallen or f'{type(error).__name__}: {error}'}"
+            ) from error
+
+    def _pass_through(self, part: TokenBatch) -> torch.Tensor:
+        """One piece of a step through this stage's layers, from the stage before to the one after."""
+        inputs = on_device(part, self.page_size, self.device)
+        group, hidden = self.group, None
+        if group is not None and group.previous is not None:
+            shape = part.num_tokens, self.config.hidden_size
+            hidden = group.previous.receive(torch.empty(shape, dtype=self.model.dtype, device=self.device))
+        hidden = self.model.forward(inputs, self.layers, hidden)
+        if group is not None and group.following is not None:
+            group.following.send(hidden)
+        return hidden
+
+    def _num_parts(self, num_tokens: int) -> int:
+        """Into how many pieces a step is cut: enough to keep all stages busy, none too small to pay."""
+        stages = self.model.stage.count
+        return 1 if stages == 1 else max(1, min(4 * stages, num_tokens // self._micro_batch_tokens))
+
+    def _measure_activations(self, shape: PageShape, config: EngineConfig) -> int:
+        """Run the largest step once, on pages made for it, and return what it took beside them and the weights."""
+        tokens = min(config.max_batch_tokens, config.max_num_sequences * self.max_model_len)
+        lengths = [min(self.max_model_len, tokens - start) for start in range(0, tokens, self.max_model_len)]
+        pages = -(-self.max_model_len // shape.page_size)
+        layers = allocate_pages(shape, pages, self.device)  # all sequences write to the same: nobody reads the result
+        batch = AttentionBatch.build(
+            [[0] * n for n in lengths], [0] * len(lengths), [range(pages)] * len(lengths), shape.page_size, self.device
+        )
+        hidden = None
+        if not self.model.stage.is_first:
+            hidden = torch.zeros(tokens, self.config.hidden_size, dtype=self.model.dtype, device=self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        hidden = self.model.forward(batch, layers, hidden)
+        if self.model.stage.is_last:
+            self.model.logits(hidden[: max(config.max_num_sequences, PROMPT_LOGIT_ROWS)])
+        torch.cuda.synchronize(self.device)
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        del layers, hidden
+        torch.cuda.empty_cache()
+        return int(peak)
 
     def _choose_length(self, wanted: int | None, page: PageConfig) -> int:
         """`wanted`, or the model's own limit; shorter where an explicit pool is smaller than that."""
@@ -231,55 +415,3 @@ class DistributedInferenceEngine:
                 "max_model_len", f"{wanted} is above the {longest} positions that {self.config.architecture} has here"
             )
         return wanted
-
-
-def on_device(batch: TokenBatch, page_size: int, device: torch.device) -> tuple[AttentionBatch, torch.Tensor]:
-    """A step's inputs as tensors, and the rows [R] whose logits are wanted.
-
-    On the CPU the tensors share the batch's arrays. Elsewhere everything travels in one copy, from pinned memory that
-    PyTorch does not reuse before the copy is done.
-    """
-    parts = (
-        batch.token_ids,
-        batch.positions,
-        batch.slot_mapping,
-        batch.logit_rows,
-        batch.query_start,
-        batch.seq_lens,
-        batch.block_table.reshape(-1),
-    )
-    tensors: Sequence[torch.Tensor]
-    if device.type == "cpu":
-        tensors = [torch.from_numpy(part) for part in parts]
-    else:
-        flat = torch.from_numpy(np.concatenate(parts)).pin_memory().to(device, non_blocking=True)
-        tensors = torch.split(flat, [len(part) for part in parts])
-    token_ids, positions, slot_mapping, logit_rows, query_start, seq_lens, block_table = tensors
-    inputs = AttentionBatch(
-        token_ids=token_ids,
-        positions=positions,
-        slot_mapping=slot_mapping,
-        query_start=query_start.to(torch.int32),
-        seq_lens=seq_lens.to(torch.int32),
-        block_table=block_table.to(torch.int32).view(batch.block_table.shape),
-        max_query_len=batch.max_query_len,
-        max_seq_len=batch.max_seq_len,
-        page_size=page_size,
-    )
-    return inputs, logit_rows
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InvalidConfiguration("device", f"{name!r} is unknown; use auto, cpu, cuda or cuda:<n>") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidConfiguration("device", f"{name!r} is not supported; use auto, cpu, cuda or cuda:<n>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise InvalidConfiguration("device", f"{name!r} is not there, {found} CUDA devices are; use cpu")
-    return device

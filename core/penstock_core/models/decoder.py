@@ -171,23 +171,36 @@ class DecoderModel:
         self.device = context.device
         self.dtype = context.dtype
         self.group = context.group
+        self.stage = stage = context.stage
         self._attention = attention
-        self._embedding = VocabularyEmbedding(context, "model.embed_tokens")
+        mine = stage.layers(self.config.num_layers)
+        tied = self.config.tie_embeddings
+        self._embedding: VocabularyEmbedding  # where tokens go in, and where it is the head
+        self._norm: RMSNorm  # where logits come out, as the head
+        self._head: VocabularyHead
+        if stage.is_first or (stage.is_last and tied):
+            self._embedding = VocabularyEmbedding(context, "model.embed_tokens")
         self._layers = [
-            DecoderLayer(context, f"model.layers.{index}", layer, attention)
-            for index, layer in enumerate(self.config.layers)
+            DecoderLayer(context, f"model.layers.{index}", self.config.layers[index], attention) for index in mine
         ]
-        self._norm = RMSNorm(context, "model.norm", self.config.hidden_size)
-        self._head = VocabularyHead(context, "lm_head", self._embedding if self.config.tie_embeddings else None)
+        if stage.is_last:
+            self._norm = RMSNorm(context, "model.norm", self.config.hidden_size)
+            self._head = VocabularyHead(context, "lm_head", self._embedding if tied else None)
         self._ropes = {
             rope: RopeTable(rope, context.device)
             for rope in {layer.rope for layer in self.config.layers if layer.rope is not None}
         }
+        if stage.count > 1:
+            for index in set(range(self.config.num_layers)).difference(mine):
+                context.plan.elsewhere(f"model.layers.{index}.")
+            for module in ("model.embed_tokens", "model.norm", "lm_head"):
+                context.plan.elsewhere(f"{module}.")
         context.plan.ignore("rotary_emb.inv_freq")  # a buffer that old checkpoints carry
 
     def finish_loading(self) -> None:
         """Prepare what could not be prepared tensor by tensor."""
-        self._head.finish()
+        if self.stage.is_last:
+            self._head.finish()
 
     @property
     def num_local_kv_heads(self) -> int:
@@ -195,9 +208,20 @@ class DecoderModel:
         heads = self.group.kv_heads(self.config.num_kv_heads)
         return int(heads.stop - heads.start)
 
+    @property
+    def num_local_layers(self) -> int:
+        """Layers of this stage."""
+        return len(self._layers)
+
     @torch.inference_mode()
-    def forward(self, batch: AttentionBatch, pages: Sequence[LayerPages]) -> Tensor:
-        """Run one step: writes the new tokens' keys and values to the pages. -> hidden states [T, hidden]."""
+    def forward(self, batch: AttentionBatch, pages: Sequence[LayerPages], hidden: Tensor | None = None) -> Tensor:
+        """Run one step: writes the new tokens' keys and values to the pages. -> hidden states [T, hidden].
+
+        Args:
+            batch: the step.
+            pages: of this stage's layers.
+            hidden: what the stage before returned, and may be changed; None on the first, which embeds the tokens.
+        """
         step = _Step(
             self._attention.plan(batch),
             batch.slot_mapping,
@@ -206,12 +230,13 @@ class DecoderModel:
                 for rope, table in self._ropes.items()
             },
         )
-        residual, delta = self._embedding(batch.token_ids), None
+        residual = self._embedding(batch.token_ids) if hidden is None else hidden
+        delta: Tensor | None = None
         for layer, layer_pages in zip(self._layers, pages, strict=True):
             delta = layer(residual, delta, step, layer_pages)
-        return _enter(residual, delta, self._norm)
+        return _enter(residual, delta, self._norm if self.stage.is_last else None)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of some hidden states. [R, hidden] -> float32 [R, vocab]."""
+        """Logits of some hidden states of the last stage. [R, hidden] -> float32 [R, vocab], see VocabularyHead."""
         return self._head(hidden)

@@ -16,7 +16,7 @@ from torch import Tensor
 from penstock_core.kernels import rows
 from penstock_core.models import products
 from penstock_core.models.config import Activation, ExpertsConfig, ModelConfig
-from penstock_core.models.parallel import TensorParallelGroup
+from penstock_core.models.parallel import Stage, TensorParallelGroup
 from penstock_core.models.weights import WHOLE, Index, Piece, Weight, WeightPlan
 
 
@@ -31,6 +31,7 @@ class BuildContext:
     dtype: torch.dtype
     quantization: products.Quantization | None
     deterministic: bool
+    stage: Stage = Stage()
 
     def weight(self, shape: tuple[int, ...], on_full: Callable[[Tensor], None], dtype: torch.dtype) -> Weight:
         """A weight on the model's device."""
@@ -207,7 +208,7 @@ class VocabularyEmbedding:
 
 
 class VocabularyHead:
-    """Logits over the vocabulary, split among ranks by token id and gathered. [R, hidden] -> float32 [R, vocab]."""
+    """Logits over the vocabulary, split among ranks by token id and gathered on the first."""
 
     def __init__(self, context: BuildContext, module: str, tied_to: VocabularyEmbedding | None) -> None:
         config = context.config
@@ -230,12 +231,12 @@ class VocabularyHead:
             self._linear = self._prepare(self._tied.weight, None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[R, hidden] -> float32 [R, vocab]."""
+        """[R, hidden] -> float32 [R, vocab] on the first rank, on the others the columns that are theirs."""
         assert self._linear is not None
         logits = self._linear(hidden)
         if self._group.size > 1:
             logits = F.pad(logits, (0, self._share - logits.shape[-1]))
-            logits = self._group.all_gather(logits)[:, : self._vocab_size]
+            logits = self._group.gather(logits)[:, : self._vocab_size]
         logits = logits.float()
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap

@@ -12,7 +12,7 @@ from penstock_core.models.config import ModelConfig
 from penstock_core.models.decoder import DecoderModel
 from penstock_core.models.errors import BrokenCheckpoint, UnsupportedModel
 from penstock_core.models.layers import BuildContext
-from penstock_core.models.parallel import TensorParallelGroup
+from penstock_core.models.parallel import Stage, TensorParallelGroup
 from penstock_core.models.products import Quantization
 from penstock_core.models.weights import Progress, WeightPlan
 
@@ -62,6 +62,7 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     quantization: Quantization | None = None,
     group: TensorParallelGroup | None = None,
+    stage: Stage = Stage(),
     deterministic: bool = False,
     progress: Progress | None = None,
 ) -> DecoderModel:
@@ -73,6 +74,7 @@ def load_model(
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         quantization: `int8` for 8-bit weights and activations (x86 CPU only).
         group: this rank of a tensor-parallel group; its slices alone are read.
+        stage: the part of the layers that is wanted; no others are read.
         deterministic: fix the order of sums whatever else is in the batch.
         progress: called with (bytes loaded, bytes in all) as the files stream by.
 
@@ -87,9 +89,10 @@ def load_model(
     device = torch.device(device)
     group = group or TensorParallelGroup()
     group.check(config)
+    stage.check(config)
     plan = WeightPlan(folder)
     dtype = choose_dtype(dtype, config, device) if isinstance(dtype, str) else dtype
-    context = BuildContext(plan, config, group, device, dtype, quantization, deterministic)
+    context = BuildContext(plan, config, group, device, dtype, quantization, deterministic, stage)
     decoder = DecoderModel(context, attention_for(device, deterministic=deterministic))
     plan.load(progress)
     decoder.finish_loading()

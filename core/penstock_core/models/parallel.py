@@ -1,4 +1,4 @@
-"""How a model is cut among tensor-parallel ranks (Shoeybi et al., Megatron-LM, 2019).
+"""How a model is cut: each layer among tensor-parallel ranks (Shoeybi et al., Megatron-LM, 2019), layers among stages.
 
 `TensorParallelGroup` itself is the group of one, where nothing has to travel; `penstock_core.distributed` derives real
 ones. Column-parallel linears keep a slice of their outputs, row-parallel ones a slice of their inputs followed by one
@@ -7,10 +7,48 @@ sum; attention heads, experts and the vocabulary are split; KV heads are replica
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from penstock_core.models.config import ModelConfig
 from penstock_core.models.errors import UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One of the pieces that a model's layers are cut into, one after the other; the first embeds, the last decides."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether token ids go in here."""
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether logits come out here."""
+        return self.index == self.count - 1
+
+    def layers(self, total: int) -> range:
+        """The layers of this stage; where they do not divide, earlier stages have one more: the last has the head."""
+        each, more = divmod(total, self.count)
+        start = self.index * each + min(self.index, more)
+        return range(start, start + each + (self.index < more))
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse more stages than layers.
+
+        Raises:
+            UnsupportedModel: naming the most stages that would do.
+        """
+        if self.count > config.num_layers:
+            raise UnsupportedModel(
+                f"pipeline parallel size {self.count} is above the {config.num_layers} layers of "
+                f"{config.architecture}; use at most {config.num_layers} stages"
+            )
 
 
 class TensorParallelGroup:
@@ -26,8 +64,8 @@ class TensorParallelGroup:
         """Sum over ranks; may reuse `tensor`."""
         return tensor
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Concatenate the ranks' equal shapes along the last dimension, in rank order."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rank 0: the ranks' equal shapes [R, n] side by side, in rank order. The others get their own back."""
         return tensor
 
     def share(self, total: int) -> slice:

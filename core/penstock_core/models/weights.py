@@ -80,6 +80,7 @@ class WeightPlan:
         self._files = _tensor_files(folder)
         self._expected: dict[str, _Expected] = {}
         self._ignored: list[str] = []
+        self._elsewhere: list[str] = []
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint holds a tensor of this name."""
@@ -88,6 +89,10 @@ class WeightPlan:
     def expect(self, name: str, shape: tuple[int, ...], *pieces: Piece) -> None:
         """A tensor that must be there in this shape; a rank that needs none of it gives no pieces."""
         self._expected.setdefault(name, _Expected(shape)).pieces.extend(pieces)
+
+    def elsewhere(self, prefix: str) -> None:
+        """Tensors beginning so belong to other ranks, which check them."""
+        self._elsewhere.append(prefix)
 
     def ignore(self, suffix: str) -> None:
         """Tensors ending so may be there and are not needed."""
@@ -144,7 +149,8 @@ class WeightPlan:
                 f"looked in {_list_files(self._files)}"
             )
         for name, path in self._files.items():
-            if name not in self._expected and not name.endswith(tuple(self._ignored)):
+            known = name in self._expected or name.startswith(tuple(self._elsewhere))
+            if not known and not name.endswith(tuple(self._ignored)):
                 raise BrokenCheckpoint(f"{path}: tensor {name} has no place in the model that config.json describes")
 
 

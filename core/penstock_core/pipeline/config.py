@@ -76,6 +76,7 @@ class PipelineConfig:
             quantization=self.quantization,
             max_model_len=self.max_model_len,
             max_num_sequences=self.max_num_sequences,
+            max_batch_tokens=self.max_batch_tokens,
             deterministic=self.deterministic,
             page=self.page,
             distributed=self.distributed,

@@ -16,7 +16,7 @@ import torch
 
 from penstock_core.batching import SequenceState, TokenBatch, TokenBatcher
 from penstock_core.cache import PagedAttentionKVCache
-from penstock_core.distributed import DistributedConfig, DistributedInferenceEngine, StepOutput
+from penstock_core.distributed import DistributedConfig, DistributedInferenceEngine
 from penstock_core.models import find_checkpoint
 from penstock_core.models.tokenizer import Tokenizer
 from penstock_core.pipeline.config import PipelineConfig
@@ -205,7 +205,7 @@ class UnifiedInferencePipeline:
             self._load_rows(batch, started)
             before = self.clock()
             output = self.engine.forward(batch)
-            self._collect_prompt_logprobs(batch, output)
+            self._collect_prompt_logprobs(batch)
             sampled = self._sampler.sample(
                 self._table, output.logits, batch.sample_rows, batch.output_positions, batch.drafts
             )
@@ -255,7 +255,7 @@ class UnifiedInferencePipeline:
             if self._table.complete(sequence.row):  # resumed where its grammar was satisfied already
                 self._end_choice(progress, sequence.index, FinishReason.STOP)
 
-    def _collect_prompt_logprobs(self, batch: TokenBatch, output: StepOutput) -> None:
+    def _collect_prompt_logprobs(self, batch: TokenBatch) -> None:
         """Record the prompt tokens that this step's rows predict, for the sequences that want them."""
         for n, sequence in enumerate(batch.sequences):
             progress = self._requests.get(sequence.request_id) if sequence.wants_prompt_logits else None
@@ -265,7 +265,7 @@ class UnifiedInferencePipeline:
             end = min(start + batch.query_lens[n], sequence.num_prompt - 1)
             shift = int(batch.query_start[n]) - start
             top = progress.params.prompt_logprobs or 0
-            for row, logits in self.engine.prompt_logits(output.hidden, start + shift, end + shift):
+            for row, logits in self.engine.prompt_logits(start + shift, end + shift):
                 first = row - shift + 1  # a row predicts the token after it
                 tokens = sequence.prompt_ids[first : first + len(logits)]
                 progress.prompt_logprobs[first : first + len(logits)] = prompt_logprobs(

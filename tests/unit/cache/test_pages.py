@@ -9,7 +9,8 @@ from penstock_core.cache import (
     PageConfig,
     PageShape,
     allocate_pages,
-    choose_num_pages,
+    least_pages,
+    most_pages,
     move_pages,
     stored_dtype,
 )
@@ -41,20 +42,13 @@ def test_auto_stores_what_the_model_computes_in() -> None:
     assert stored_dtype("float16", torch.float32) is torch.float16
 
 
-def test_pool_takes_its_share_of_memory_and_no_more_than_can_be_used() -> None:
-    config = PageConfig(page_size=16, memory_fraction=0.5)
-    assert choose_num_pages(config, 1000, 1_000_000, max_model_len=160, max_num_sequences=100) == 500
-    assert choose_num_pages(config, 1000, 10**9, max_model_len=160, max_num_sequences=4) == 41
-    assert choose_num_pages(PageConfig(num_pages=77), 1000, 0, max_model_len=160, max_num_sequences=4) == 77
-
-
 def test_pool_that_cannot_hold_one_sequence_is_refused_with_what_would() -> None:
+    assert least_pages(PageConfig(), max_model_len=160) == 10
+    assert most_pages(PageConfig(), max_model_len=161, max_num_sequences=4) == 45
     with pytest.raises(
         InvalidConfiguration, match=r"page\.num_pages: .*at least 10 pages.*max_model_len to at most 144"
     ):
-        choose_num_pages(PageConfig(num_pages=9), 1000, 10**9, max_model_len=160, max_num_sequences=4)
-    with pytest.raises(InvalidConfiguration, match=r"page\.memory_fraction: .*max_model_len to at most 64"):
-        choose_num_pages(PageConfig(), 1000, 8000, max_model_len=160, max_num_sequences=4)
+        least_pages(PageConfig(num_pages=9), max_model_len=160)
 
 
 def test_copies_read_every_source_before_they_write() -> None:

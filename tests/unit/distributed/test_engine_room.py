@@ -9,45 +9,99 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock_core.cache import PageConfig
+from penstock_core.cache import PageConfig, PageShape
 from penstock_core.distributed import DistributedInferenceEngine, EngineConfig, memory
-from penstock_core.distributed.engine import choose_device
+from penstock_core.distributed.inputs import choose_device
 from penstock_core.models import ModelConfig
 from penstock_core.protocol.errors import InvalidConfiguration
 
 BUNDLED = Path(__file__).parents[3] / "worker/penstock_worker/bundled/penstock-story"
 
 
-def weights_mib() -> float:
-    return memory.weight_elements(BUNDLED) * 4 / 2**20
+CPU = torch.device("cpu")
 
 
 def test_weights_are_counted_from_headers() -> None:
     config = json.loads((BUNDLED / "config.json").read_text())
     embedding = config["vocab_size"] * config["hidden_size"]
-    elements = memory.weight_elements(BUNDLED)
+    elements = memory.weight_bytes(BUNDLED, 1)
     assert embedding < elements < 3 * embedding + 30_000_000
-    assert elements * 2 == pytest.approx((BUNDLED / "model.safetensors").stat().st_size, rel=0.02)
+    assert memory.weight_bytes(BUNDLED, 4) == 4 * elements
+    assert memory.weight_bytes(BUNDLED, None) == pytest.approx((BUNDLED / "model.safetensors").stat().st_size, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("share", "remedy"),
-    [
-        (0.6, "dtype bfloat16 needs .*; quantization int8 needs"),
-        (0.3, "; quantization int8 needs"),
-        (0.1, "smaller model"),
-    ],
+    [(1.2, "dtype bfloat16 needs .*; quantization int8 needs"), (0.6, "; quantization int8 needs"), (0.2, "smaller")],
 )
 def test_model_that_does_not_fit_is_refused_with_what_would(
     monkeypatch: pytest.MonkeyPatch, share: float, remedy: str
 ) -> None:
-    free = int(share * memory.weight_elements(BUNDLED) * 4)
+    free = int(share * memory.weight_bytes(BUNDLED, 2))
     monkeypatch.setattr(memory, "free_memory_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "stored_weight_dtype", lambda *kind: torch.float32)  # as on a machine without kernels
     config = ModelConfig.from_checkpoint(BUNDLED)
     with pytest.raises(InvalidConfiguration, match=remedy):
-        memory.check_weights_fit(BUNDLED, config, torch.device("cpu"), "float32", None)
-    if share > 0.25:
-        memory.check_weights_fit(BUNDLED, config, torch.device("cpu"), "float32", "int8")
+        memory.check_weights_fit(BUNDLED, config, CPU, "float32", None)
+    if share > 0.5:
+        memory.check_weights_fit(BUNDLED, config, CPU, "float32", "int8")
+    # Ranks of one host have no more memory together; ranks of many have.
+    memory.check_weights_fit(BUNDLED, config, CPU, "float32", None, ranks=64, ranks_here=1)
+
+
+@pytest.mark.parametrize("stored", [None, torch.float32])
+def test_weights_take_what_their_dtype_says(monkeypatch: pytest.MonkeyPatch, stored: torch.dtype | None) -> None:
+    monkeypatch.setattr(memory, "stored_weight_dtype", lambda *kind: stored)
+    config = ModelConfig.from_checkpoint(BUNDLED)
+    width = 2 if stored is None else 4  # the bundled model is stored in 16 bits
+    assert memory.needed_weight_bytes(BUNDLED, config, CPU, "float32", None) == memory.weight_bytes(BUNDLED, width)
+
+
+def fitted(page: PageConfig, budget: int, weights: int = 1000, activations: int = 2000) -> int:
+    shape = PageShape(num_layers=1, page_size=16, num_kv_heads=1, head_dim=32, dtype=torch.float32)
+    assert shape.page_bytes == 4096
+    return memory.fit_pages(
+        page,
+        shape,
+        free=2 * budget,
+        budget=budget,
+        weights=weights,
+        activations=activations,
+        max_model_len=160,
+        max_num_sequences=4,
+    )
+
+
+def test_pool_takes_what_the_budget_leaves_and_no_more_than_can_be_used() -> None:
+    assert fitted(PageConfig(), 3000 + 20 * 4096) == 20
+    assert fitted(PageConfig(), 10**9) == 41
+    assert fitted(PageConfig(num_pages=77), 10**9) == 77
+    assert memory.budget_bytes(PageConfig(), CPU, 1000, 2) == 250
+    assert memory.budget_bytes(PageConfig(memory_fraction=0.8), CPU, 1000, 1) == 800
+    assert memory.budget_bytes(PageConfig(), torch.device("cuda"), 1000, 1) == 900
+
+
+def test_pool_that_does_not_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(
+        InvalidConfiguration,
+        match=r"page\.memory_fraction: .*max_model_len to at most 64, or raise.*int8.*more ranks",
+    ):
+        fitted(PageConfig(), 3000 + 4 * 4096)
+    with pytest.raises(InvalidConfiguration, match=r"hold weights of 95 MiB.* and 0 pages"):
+        fitted(PageConfig(), 10**6, weights=10**8)
+    with pytest.raises(InvalidConfiguration, match=r"page\.num_pages: .*give at most 20"):
+        fitted(PageConfig(num_pages=77), 10 * 4096)
+
+
+def test_memory_is_reported() -> None:
+    config = EngineConfig(BUNDLED, device="cpu", max_model_len=128, page=PageConfig(num_pages=64))
+    engine = DistributedInferenceEngine.load(config)
+    (report,) = engine.memory
+    assert report.rank == 0
+    assert report.weights >= memory.weight_bytes(BUNDLED, 1)
+    assert report.pages == 64 * engine.page_bytes
+    assert report.weights + report.activations < report.budget < report.free
+    assert "weights" in str(report)
 
 
 def test_free_memory_is_bounded_by_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

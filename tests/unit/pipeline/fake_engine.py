@@ -71,7 +71,8 @@ class FakeEngine:
             for token in range(batch.query_start[n], batch.query_start[n + 1]):
                 hidden[token] = zlib.crc32(context[: batch.positions[token] + 1].tobytes())
         states = torch.from_numpy(hidden)
-        return StepOutput(states, self.logits(states[torch.from_numpy(batch.logit_rows)]))
+        self.states = states
+        return StepOutput(self.logits(states[torch.from_numpy(batch.logit_rows)]))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.poison:
@@ -84,9 +85,9 @@ class FakeEngine:
     def close(self) -> None:
         pass
 
-    def prompt_logits(self, hidden: torch.Tensor, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def prompt_logits(self, first: int, last: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start in range(first, last, 3):
-            yield start, self.logits(hidden[start : min(start + 3, last)])
+            yield start, self.logits(self.states[start : min(start + 3, last)])
 
 
 def pipeline(engine: FakeEngine | None = None, clock: Any = None, **options: Any) -> UnifiedInferencePipeline:
