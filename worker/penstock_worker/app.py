@@ -22,7 +22,7 @@ from penstock_core.pipeline import PipelineConfig
 from penstock_core.protocol import transitions
 from penstock_core.protocol.broker_check import check_broker_async
 from penstock_core.protocol.connection import broker_errors, connect_async, masked
-from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguration, InvalidRequest
+from penstock_core.protocol.errors import BrokerUnavailable, EngineFailed, InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.keys import QueueKeys
 from penstock_worker.broker import Broker
@@ -191,6 +191,8 @@ async def _load(settings: WorkerSettings, load: Load) -> tuple[str, Engine]:
         return await in_daemon_thread(work)
     except (ModelUnavailable, BrokenCheckpoint, UnsupportedModel, InvalidConfiguration) as error:
         raise Stop(ExitCode.MODEL, str(error)) from error
+    except EngineFailed as error:  # a rank did not come up, or fell meanwhile
+        raise Stop(ExitCode.ENGINE, str(error)) from error
     except (MemoryError, OSError, RuntimeError) as error:
         raise Stop(ExitCode.MODEL, f"--model: cannot load {settings.model}: {type(error).__name__}: {error}") from error
 
