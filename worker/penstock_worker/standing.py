@@ -43,6 +43,7 @@ class GroupStanding:
     slot: int
     worker_id: str = ""
     stand: Stand = Stand.STARTING
+    has_served: bool = False
     restarts: int = 0
     held: int = 0
     broker_up: bool = True
@@ -71,11 +72,12 @@ class Standing:
         if group.stand is Stand.DOWN:
             group.restarts += 1
 
-    def died(self, slot: int, reason: str) -> None:
-        """A group's process is gone, and not because it was asked to go."""
+    def died(self, slot: int, reason: str) -> bool:
+        """A group's process is gone, and not because it was asked to go. Returns whether the group has ever served."""
         group = self.groups[slot]
         group.worker_id, group.held = "", 0  # its file may still say that it is ready
         self._down(group, reason)
+        return group.has_served
 
     def ended(self, slot: int) -> None:
         """A group drained."""
@@ -97,7 +99,7 @@ class Standing:
                 if group.down_since is not None:
                     self.outage_s = time.monotonic() - group.down_since
                     back.append(group)
-                group.stand, group.reason, group.down_since = Stand.SERVING, "", None
+                group.stand, group.reason, group.down_since, group.has_served = Stand.SERVING, "", None, True
         return back
 
     def health(self) -> Health:

@@ -71,7 +71,7 @@ class Supervisor:
     async def run(self) -> ExitCode:
         """Supervise until every group has ended.
 
-        Returns `OK` after a drain, or the code of a child that no restart can help.
+        Returns `OK` after a drain, or the code of a child that never served and that no restart can help.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,11 +103,11 @@ class Supervisor:
             if code == ExitCode.OK:
                 self.standing.ended(group.slot)
                 return
-            self.standing.died(group.slot, f"{worker_id} {_manner(code)}")
+            never_served = not self.standing.died(group.slot, f"{worker_id} {_manner(code)}")
             await self._bury(worker_id)
             if self._stopping.is_set():
                 return
-            if code in tuple(ExitCode) and ExitCode(code).is_permanent:
+            if never_served and code in tuple(ExitCode) and ExitCode(code).is_permanent:
                 self._failure = ExitCode(code)
                 self.stop()
                 return

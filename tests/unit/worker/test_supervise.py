@@ -210,6 +210,18 @@ sys.exit(0)
     assert read_one(tmp_path / "health", "g") is None
 
 
+async def test_what_served_once_is_started_again_whatever_it_died_of(
+    supervise: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    """A model that was loaded can be loaded: its memory may still be taken, or a rank fell while it started."""
+    supervisor = supervise(f"sys.exit({int(ExitCode.MODEL)}) if number == 0 else None\n{DRAINS}", processes=1)
+    supervisor.standing.groups[0].has_served = True
+    running = asyncio.create_task(supervisor.run())
+    await _until(lambda: (tmp_path / "up").exists())
+    supervisor.stop()
+    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+
+
 async def test_a_group_that_hangs_is_down(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
     standing = supervise("", processes=1).standing
     standing.started(0, "w")
