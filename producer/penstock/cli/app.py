@@ -28,6 +28,8 @@ ENTRIES = (
         "Serve the queue over HTTP: JSON, event streams, health, metrics.",
         "penstock.cli.gateway",
     ),
+    Entry("config", _RUN, "Read and change the bounds of a queue.", "penstock.cli.config"),
+    Entry("key", _RUN, "Make an API key for the gateway.", "penstock.cli.key"),
     Entry("top", _SEE, "A live view of queues, workers and tokens per second.", "penstock.cli.top"),
     Entry(
         "doctor", _SEE, "Check this machine and the broker; each problem comes with its remedy.", "penstock.cli.doctor"

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from penstock.gateway.auth import Unauthorized
+from penstock.gateway.auth import Forbidden, Unauthorized
 from penstock.gateway.handler import error_body
 from penstock.gateway.models import ErrorBody
 from penstock.gateway.openai import errors as openai
@@ -28,6 +28,7 @@ from penstock_core.protocol.errors import (
 _STATUS: tuple[tuple[type[PenstockError], int], ...] = (
     (InvalidRequest, 422),
     (Unauthorized, 401),
+    (Forbidden, 403),
     (JobNotFound, 404),
     (QueueFull, 429),
     (JobCancelled, 409),
@@ -75,7 +76,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        codes = {404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}
         code = codes.get(error.status_code, "http_error")
         if _is_openai(request):
             shown = openai.body(str(error.detail), "invalid_request_error", code)

@@ -1,17 +1,21 @@
 """RequestHandler: what the native routes do, without HTTP. All state is in Redis, so a restart loses nothing.
 
-Every method takes the tenant that the caller has proved to be; another tenant's job is answered exactly like one that
-does not exist.
+Methods that look at a job take the caller's scope: the only tenant whose jobs exist for it, or None for an operator.
+Another tenant's job is answered exactly like one that does not exist.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from penstock.aio import AsyncClient, AsyncJobHandle
+from penstock.gateway.auth import Caller, Forbidden, TooManyRequests, Unauthorized
+from penstock.gateway.books import Books
+from penstock.gateway.intake import Intake
 from penstock.gateway.models import (
     BatchItem,
     BatchRequest,
@@ -24,6 +28,8 @@ from penstock.gateway.models import (
     JobView,
     MetricsResponse,
     QueueLine,
+    QuotaLimits,
+    TenantQuota,
     WorkerLine,
 )
 from penstock_core import __version__
@@ -36,22 +42,41 @@ from penstock_core.protocol.errors import (
     QueueFull,
     ResultTimeout,
 )
-from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
-from penstock_core.protocol.transitions import CancelOutcome, JobStatus
+from penstock_core.protocol.transitions import CancelOutcome, JobStatus, QueueSnapshot
 
 HEARTBEAT_GRACE_MS = 15_000
+_log = logging.getLogger("penstock.gateway")
+
+
+class StillRunning(ResultTimeout):
+    """A request waited as long as it may; its job goes on.
+
+    Attributes:
+        job_id: under which the answer can be fetched later.
+    """
+
+    def __init__(self, job_id: str, waited_s: float) -> None:
+        super().__init__(
+            f"job {job_id} has not ended after {waited_s:g} s and goes on: GET /v1/jobs/{job_id} has its result later, "
+            f"GET /v1/jobs/{job_id}/stream its tokens, DELETE /v1/jobs/{job_id} ends it"
+        )
+        self.job_id = job_id
 
 
 class RequestHandler:
     """Answers generation requests through one queue.
 
     Args:
-        client: of the queue; the handler does not close it.
+        client, books: of the queue; the handler closes neither.
+        longest_wait_s: no request waits longer for its job.
     """
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, books: Books, longest_wait_s: float = 600.0) -> None:
         self.client = client
+        self.books = books
+        self.intake = Intake(client)
+        self.longest_wait_s = longest_wait_s
 
     async def submit(
         self,
@@ -62,9 +87,19 @@ class RequestHandler:
         traceparent: str | None = None,
     ) -> AsyncJobHandle:
         """Store a job. Raises `InvalidRequest`, `QueueFull` or `BrokerUnavailable`."""
-        options = request.options(tenant, idempotency_key=idempotency_key, traceparent=traceparent)
-        delivery = {name: getattr(options, name) for name in options.model_fields_set}
-        return await self.client.submit(request=request.job(), **delivery)
+        delivery = request.delivery(tenant, idempotency_key=idempotency_key, traceparent=traceparent)
+        outcome = (await self.intake.submit([{"request": request.job(), **delivery}]))[0]
+        if isinstance(outcome, QueueFull):
+            raise outcome
+        return outcome
+
+    async def result(self, job: AsyncJobHandle, timeout_s: float) -> JobResult:
+        """The job's result, within this time and the longest any request waits. Raises `StillRunning`, `JobError`."""
+        within_s = min(timeout_s, self.longest_wait_s)
+        try:
+            return await job.result(within_s)
+        except ResultTimeout:
+            raise StillRunning(job.id, within_s) from None
 
     async def generate(
         self,
@@ -79,12 +114,12 @@ class RequestHandler:
         Raises:
             InvalidRequest, QueueFull, BrokerUnavailable: nothing was stored.
             JobError: the job ended otherwise than completed.
-            ResultTimeout: it takes longer than `request.timeout_s`; it goes on, under the id that the error names.
+            StillRunning: it takes longer than `request.timeout_s`; it goes on, under the id that the error names.
         """
         started = time.perf_counter()
         job = await self.submit(request, tenant, idempotency_key=idempotency_key, traceparent=traceparent)
         try:
-            result = await job.result(request.timeout_s)
+            result = await self.result(job, request.timeout_s)
         except asyncio.CancelledError:
             if not job.duplicate:
                 await asyncio.shield(job.cancel())
@@ -94,17 +129,14 @@ class RequestHandler:
     async def generate_batch(self, batch: BatchRequest, tenant: str) -> BatchResponse:
         """Submit all in one round trip and wait for all; an item that fails does not fail the others."""
         started = time.perf_counter()
-        items = [
-            {"request": request.job(), **request.options(tenant).model_dump(exclude_unset=True)}
-            for request in batch.requests
-        ]
-        handles = await self.client.submit_many(items)
+        items = [{"request": request.job(), **request.delivery(tenant)} for request in batch.requests]
+        handles = await self.intake.submit(items)
 
         async def answer(handle: AsyncJobHandle | QueueFull, timeout_s: float) -> BatchItem:
             try:
                 if isinstance(handle, QueueFull):
                     raise handle
-                return BatchItem(response=_response(handle.id, await handle.result(timeout_s), started))
+                return BatchItem(response=_response(handle.id, await self.result(handle, timeout_s), started))
             except PenstockError as error:
                 return BatchItem(error=error_body(error))
 
@@ -125,40 +157,52 @@ class RequestHandler:
             batch_throughput_tokens_per_sec=tokens / elapsed_s,
         )
 
-    async def status(self, job_id: str, tenant: str) -> JobStatus:
-        """Where a job of this tenant stands. Raises `JobNotFound`, also for another tenant's job."""
+    async def status(self, job_id: str, scope: str | None) -> JobStatus:
+        """Where a job in the caller's scope stands. Raises `JobNotFound`."""
         status = await self.client.job(job_id).status()
-        if status.tenant != tenant:
+        if scope not in (None, status.tenant):
             raise JobNotFound(f"no job {job_id} in queue {self.client.settings.queue}")
         return status
 
-    async def view(self, job_id: str, tenant: str) -> JobView:
+    async def view(self, job_id: str, scope: str | None) -> JobView:
         """Status, and the result or the failure once it has ended. Raises `JobNotFound`."""
-        status = await self.status(job_id, tenant)
-        result, error = None, None
+        status = await self.status(job_id, scope)
+        view = _view(status)
         if status.state.is_terminal:
             try:
                 result = await self.client.job(job_id).result(timeout=5.0)
+                view.result, view.error = asdict(result), None
             except JobError as ended:
-                result, error = ended.result, error_body(ended)
-        view = _view(status)
-        view.result = None if result is None else asdict(result)
-        view.error = error
+                view.result = None if ended.result is None else asdict(ended.result)
+                view.error = error_body(ended)
         return view
 
-    async def stream(self, job_id: str, tenant: str, from_offset: int = 0) -> AsyncGenerator[TokenChunk]:
-        """The job's tokens from `from_offset` on; ends as `AsyncJobHandle.stream` does. Raises `JobNotFound`."""
-        await self.status(job_id, tenant)
-        return self.client.job(job_id).stream(from_offset)
+    async def jobs(self, scope: str | None, limit: int, state: JobState | None, before: str | None) -> list[JobView]:
+        """The newest jobs in scope, without their results."""
+        return [
+            _view(status) for status in await self.books.recent_jobs(scope, limit=limit, state=state, before=before)
+        ]
 
-    async def jobs(self, tenant: str, limit: int, state: JobState | None) -> list[JobView]:
-        """The tenant's newest jobs, without their results."""
-        return [_view(status) for status in await self.client.jobs(limit=limit, state=state, tenant=tenant)]
-
-    async def cancel(self, job_id: str, tenant: str) -> CancelOutcome:
+    async def cancel(self, job_id: str, scope: str | None) -> CancelOutcome:
         """Ask for the job's end. Raises `JobNotFound`."""
-        await self.status(job_id, tenant)
+        await self.status(job_id, scope)
         return await self.client.job(job_id).cancel()
+
+    async def quota(self, tenant: str, requests_per_minute: int | None = None) -> TenantQuota:
+        """What a tenant uses, and what it may."""
+        used = await self.books.usage(tenant)
+        return TenantQuota(
+            tenant=tenant,
+            queued=used.queued + used.delayed,
+            running=used.running,
+            tokens_charged=used.tokens_charged,
+            limits=QuotaLimits(
+                max_queued=used.max_queued or None,
+                max_running=used.max_running or None,
+                tokens_per_minute=used.tokens_per_minute or None,
+            ),
+            requests_per_minute=requests_per_minute or None,
+        )
 
     async def health(self) -> HealthResponse:
         """Whether jobs can be stored and somebody works on them. Never raises."""
@@ -166,8 +210,10 @@ class RequestHandler:
         try:
             seen = await self.client.queue_snapshot()
         except BrokerUnavailable as error:
+            _log.warning("health: %s", error)
+            detail = "Redis does not answer, so no job can be stored; this gateway's log has the reason"
             return HealthResponse(
-                status="down", queue=queue, broker="down", workers=0, version=__version__, detail=str(error)
+                status="down", queue=queue, broker="down", workers=0, version=__version__, detail=detail
             )
         alive = sum(seen.now_ms - worker.heartbeat_ms < HEARTBEAT_GRACE_MS for worker in seen.workers)
         return HealthResponse(
@@ -179,9 +225,12 @@ class RequestHandler:
             detail=None if alive else f"no worker serves queue {queue}: start one with 'penstock worker'",
         )
 
-    async def metrics(self, tenant: str | None = None) -> MetricsResponse:
-        """The queue's condition; with a tenant, only that tenant's lines of it."""
+    async def metrics(self, caller: Caller) -> MetricsResponse:
+        """The queue's condition as an operator sees it; a tenant sees its own jobs only."""
         seen = await self.client.queue_snapshot()
+        return await self._tenant_metrics(caller.tenant, seen) if caller.scope else self._queue_metrics(seen)
+
+    def _queue_metrics(self, seen: QueueSnapshot) -> MetricsResponse:
         workers = [
             WorkerLine(
                 worker_id=worker.worker_id,
@@ -201,6 +250,7 @@ class RequestHandler:
         ]
         return MetricsResponse(
             queue=self.client.settings.queue,
+            scope="queue",
             waiting=seen.waiting,
             running=seen.running,
             delayed=seen.delayed,
@@ -208,24 +258,39 @@ class RequestHandler:
             oldest_wait_ms=seen.oldest_wait_ms,
             tokens_per_s=sum(worker.tokens_per_s for worker in workers),
             counters=seen.stats,
-            depths=[
-                QueueLine(
-                    priority=line.priority,
-                    tenant=line.tenant,
-                    depth=line.depth,
-                    oldest_wait_ms=seen.now_ms - line.oldest_ms,
-                )
-                for line in seen.lines
-                if tenant is None or line.tenant == tenant
-            ],
+            depths=_depths(seen, None),
             workers=workers,
         )
+
+    async def _tenant_metrics(self, tenant: str, seen: QueueSnapshot) -> MetricsResponse:
+        used = await self.books.usage(tenant)
+        depths = _depths(seen, tenant)
+        return MetricsResponse(
+            queue=self.client.settings.queue,
+            scope="tenant",
+            waiting=used.queued,
+            running=used.running,
+            delayed=used.delayed,
+            oldest_wait_ms=max((line.oldest_wait_ms for line in depths), default=0),
+            depths=depths,
+        )
+
+
+def _depths(seen: QueueSnapshot, tenant: str | None) -> list[QueueLine]:
+    return [
+        QueueLine(
+            priority=line.priority, tenant=line.tenant, depth=line.depth, oldest_wait_ms=seen.now_ms - line.oldest_ms
+        )
+        for line in seen.lines
+        if tenant in (None, line.tenant)
+    ]
 
 
 def _view(status: JobStatus) -> JobView:
     failure = status.failure
     return JobView(
         id=status.job_id,
+        tenant=status.tenant,
         state=status.state,
         priority=status.priority,
         attempt=status.attempt,
@@ -247,6 +312,7 @@ def error_body(error: PenstockError) -> ErrorBody:
         message=str(error),
         field=error.field if isinstance(error, InvalidRequest) else None,
         retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
+        job_id=error.job_id if isinstance(error, JobError | StillRunning) else None,
     )
 
 
@@ -256,6 +322,9 @@ def error_code(error: PenstockError) -> str:
         return error.code
     codes: Sequence[tuple[type[PenstockError], str]] = (
         (InvalidRequest, "invalid_request"),
+        (Unauthorized, "unauthorized"),
+        (Forbidden, "forbidden"),
+        (TooManyRequests, "too_many_requests"),
         (QueueFull, "queue_full"),
         (JobNotFound, "not_found"),
         (ResultTimeout, "timeout"),

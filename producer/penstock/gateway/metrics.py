@@ -96,30 +96,28 @@ class Measured:
             meters.count(name, status, time.perf_counter() - started)
 
 
-def exposition(meters: RequestMeters, seen: QueueSnapshot, queue: str, tenant: str | None) -> bytes:
-    """The Prometheus text; with a tenant, of tenants only that one's depth."""
+def exposition(meters: RequestMeters, seen: QueueSnapshot, queue: str) -> bytes:
+    """The Prometheus text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_QueueCollector(seen, queue, tenant))
+    registry.register(_QueueCollector(seen, queue))
     return generate_latest(registry) + generate_latest(meters.registry)
 
 
 class _QueueCollector:
     """The series of one snapshot."""
 
-    def __init__(self, seen: QueueSnapshot, queue: str, tenant: str | None) -> None:
+    def __init__(self, seen: QueueSnapshot, queue: str) -> None:
         self._seen = seen
         self._queue = queue
-        self._tenant = tenant
 
     def collect(self) -> Iterator[Metric]:
         """All of them."""
         seen, queue = self._seen, self._queue
         by_priority: Tally[int] = Tally(dict.fromkeys(range(PRIORITY_LOWEST, PRIORITY_HIGHEST + 1), 0))
-        by_tenant: Tally[str] = Tally({self._tenant or DEFAULT_TENANT: 0})
+        by_tenant: Tally[str] = Tally({DEFAULT_TENANT: 0})
         for line in seen.lines:
-            if self._tenant is None or line.tenant == self._tenant:
-                by_priority[line.priority] += line.depth
-                by_tenant[line.tenant] += line.depth
+            by_priority[line.priority] += line.depth
+            by_tenant[line.tenant] += line.depth
         depth = GaugeMetricFamily("penstock_queue_depth_jobs", "Waiting jobs.", labels=("queue", "priority"))
         for priority in sorted(by_priority):
             depth.add_metric((queue, str(priority)), by_priority[priority])

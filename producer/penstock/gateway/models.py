@@ -6,9 +6,10 @@ protocol's own `SamplingParams`. Nothing here touches Redis.
 
 from __future__ import annotations
 
+import random
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
 from penstock_core.protocol.jobs import FinishReason, JobState
 from penstock_core.protocol.requests import (
@@ -20,14 +21,16 @@ from penstock_core.protocol.requests import (
     PRIORITY_LOWEST,
     ChatMessage,
     GenerationRequest,
-    JobOptions,
     SamplingParams,
     TokenId,
 )
 
 MAX_BATCH = 1024
 
-_DELIVERY = ("priority", "deadline_s", "delay_s", "not_before", "max_retries", "result_ttl_s", "affinity", "metadata")
+_DELIVERY = frozenset(
+    {"priority", "deadline_s", "delay_s", "not_before", "max_retries", "result_ttl_s", "affinity", "metadata"}
+)
+_SAMPLING = frozenset(SamplingParams.model_fields)
 _PROMPT = ("prompt", "messages", "prompt_token_ids", "model")
 
 
@@ -68,21 +71,30 @@ class GenerateRequest(SamplingParams):
     ) = None
     timeout_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 300.0
 
+    _job: GenerationRequest = PrivateAttr()
+
     @model_validator(mode="after")
     def _one_prompt_one_start(self) -> Self:
-        self.job()
+        # Made once, seed and all: validating is a good part of what a request costs.
+        sampling = {name: getattr(self, name) for name in self.model_fields_set if name in _SAMPLING}
+        if self.seed is None:
+            sampling["seed"] = random.getrandbits(63)
+        prompt = {name: value for name in _PROMPT if (value := getattr(self, name)) is not None}
+        self._job = GenerationRequest(sampling=SamplingParams.model_construct(**sampling), **prompt)
+        if self.delay_s is not None and self.not_before is not None:
+            raise ValueError("give delay_s or not_before, not both")
         return self
 
     def job(self) -> GenerationRequest:
         """The work itself."""
-        sampling = {name: getattr(self, name) for name in self.model_fields_set if name in SamplingParams.model_fields}
-        prompt = {name: getattr(self, name) for name in _PROMPT}
-        return GenerationRequest(sampling=SamplingParams(**sampling), **prompt)
+        return self._job
 
-    def options(self, tenant: str, *, idempotency_key: str | None = None, traceparent: str | None = None) -> JobOptions:
-        """How it is delivered, for the tenant whose key came with it."""
-        delivery = {name: getattr(self, name) for name in _DELIVERY}
-        return JobOptions(tenant=tenant, idempotency_key=idempotency_key, traceparent=traceparent, **delivery)
+    def delivery(
+        self, tenant: str, *, idempotency_key: str | None = None, traceparent: str | None = None
+    ) -> dict[str, Any]:
+        """How it is delivered, for the tenant whose key came with it: keywords of `submit`."""
+        given = {name: getattr(self, name) for name in self.model_fields_set if name in _DELIVERY}
+        return {**given, "tenant": tenant, "idempotency_key": idempotency_key, "traceparent": traceparent}
 
 
 class GenerateChoice(BaseModel):
@@ -127,12 +139,19 @@ class BatchRequest(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong: a stable code, a sentence that names the remedy, and the field where there is one."""
+    """What went wrong: a stable code, a sentence that names the remedy, and the field or the job where there is one."""
 
     code: str
     message: str
     field: str | None = None
     retry_after_s: float | None = None
+    job_id: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is none of the good ones."""
+
+    error: ErrorBody
 
 
 class BatchItem(BaseModel):
@@ -163,6 +182,7 @@ class JobView(BaseModel):
     """Where a job stands; `result` once it has ended with one, `error` once it has ended without completing."""
 
     id: str
+    tenant: str
     state: JobState
     priority: int
     attempt: int
@@ -175,6 +195,52 @@ class JobView(BaseModel):
     metadata: dict[str, str]
     result: dict[str, Any] | None = None
     error: ErrorBody | None = None
+
+
+class CancelAnswer(BaseModel):
+    """`cancelled`: it ended at once; `cancelling`: its worker will end it; `ended`: it had ended already."""
+
+    id: str
+    outcome: Literal["cancelled", "cancelling", "ended"]
+
+
+class RequeueAnswer(BaseModel):
+    """`requeued`: it is back in line; `not_dead`: there was nothing to do; `unknown`: it is gone."""
+
+    id: str
+    outcome: Literal["requeued", "not_dead", "unknown"]
+
+
+class QuotaLimits(BaseModel):
+    """A tenant's limits; null is none, or in a change the queue's general one.
+
+    Attributes:
+        max_queued: waiting jobs, those scheduled for later included; a submission beyond it is answered 429.
+        max_running: running jobs; the others wait.
+        tokens_per_minute: estimated input and output tokens admitted a minute; a submission beyond it is answered 429.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_queued: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    max_running: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1, le=2**53)] | None = None
+
+
+class TenantQuota(BaseModel):
+    """What a tenant uses, and what it may.
+
+    Attributes:
+        tokens_charged: of `tokens_per_minute`, not refilled yet; above it where one job cost more than a minute's.
+        requests_per_minute: of the asking key, per gateway process; null: no limit.
+    """
+
+    tenant: str
+    queued: int
+    running: int
+    tokens_charged: int
+    limits: QuotaLimits
+    requests_per_minute: int | None
 
 
 class HealthResponse(BaseModel):
@@ -214,15 +280,20 @@ class WorkerLine(BaseModel):
 
 
 class MetricsResponse(BaseModel):
-    """The queue and its workers at one moment. Counters run since the queue's beginning."""
+    """The queue and its workers at one moment. Counters run since the queue's beginning.
+
+    Attributes:
+        scope: `queue` for an operator. `tenant`: the caller's own jobs only; nothing of workers, the dead or counters.
+    """
 
     queue: str
+    scope: Literal["queue", "tenant"]
     waiting: int
     running: int
     delayed: int
-    dead: int
+    dead: int = 0
     oldest_wait_ms: int
-    tokens_per_s: float
-    counters: dict[str, int]
+    tokens_per_s: float = 0.0
+    counters: dict[str, int] = {}
     depths: list[QueueLine]
-    workers: list[WorkerLine]
+    workers: list[WorkerLine] = []

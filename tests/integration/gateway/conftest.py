@@ -8,20 +8,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from penstock import Client
+from penstock.gateway.auth import digest_of
 from tests.redis_server import RedisServer, free_port
 
 KEYS = {"key-of-the-mill-0001": "mill", "key-of-the-harbour-2": "harbour"}
+OPERATOR_KEY = "key-of-the-operator-1"
 
 
 class Gateway:
     """One gateway process."""
 
     def __init__(self, redis_url: str, folder: Path, *options: str) -> None:
+        self.redis_url = redis_url
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "penstock", "gateway", "--redis", redis_url, "--port", str(self.port)]
@@ -34,19 +38,24 @@ class Gateway:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
             for _ in range(600):
-                assert self._process.poll() is None, self._log.read_text()
+                assert self._process.poll() is None, self.log
                 try:
                     client.get(f"{self.url}/v1/health", timeout=5)
                 except httpx.TransportError:
                     _pause(self._process)
                     continue
                 return
-        raise AssertionError(f"the gateway did not start: {self._log.read_text()}")
+        raise AssertionError(f"the gateway did not start: {self.log}")
 
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    @property
+    def log(self) -> str:
+        """What it has said."""
+        return self._log.read_text()
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -93,7 +102,8 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A gateway that asks for API keys."""
     folder = tmp_path_factory.mktemp("gateway")
-    (folder / "keys.json").write_text(json.dumps(KEYS))
+    entries: dict[str, Any] = {digest_of(key): tenant for key, tenant in KEYS.items()}
+    (folder / "keys.json").write_text(json.dumps({**entries, digest_of(OPERATOR_KEY): {"role": "operator"}}))
     started = Gateway(story_redis.url, folder, "--api-keys", str(folder / "keys.json"), "--max-body-bytes", "65536")
     started.start()
     yield started
@@ -113,4 +123,12 @@ def stranger(gateway: Gateway) -> Iterator[httpx.Client]:
     """A client of another tenant."""
     key = next(key for key, tenant in KEYS.items() if tenant == "harbour")
     with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def operator(gateway: Gateway) -> Iterator[httpx.Client]:
+    """A client with an operator's key."""
+    headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
         yield client

@@ -17,7 +17,7 @@ from penstock_core.protocol.events import JobEnded
 from penstock_core.protocol.jobs import JobFailure, JobState
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.transitions import BuryRecord, bury, run
-from tests.integration.gateway.conftest import KEYS, Gateway
+from tests.integration.gateway.conftest import KEYS, OPERATOR_KEY, Gateway
 from tests.integration.producer.scripted import ScriptedWorker
 from tests.redis_server import RedisServer
 
@@ -32,6 +32,11 @@ pytestmark = [
 ]
 
 KEY = next(key for key, tenant in KEYS.items() if tenant == "mill")
+PICTURES = (
+    ("dashboard", 1280, 1150, "light"),
+    ("dashboard-phone", 500, 1000, "light"),
+    ("dashboard-dark", 1280, 1150, "dark"),
+)
 EVIL = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
 
 
@@ -48,6 +53,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     made.set_window_size(1280, 1000)
     yield made
     made.quit()
+
+
+def points(browser: webdriver.Chrome, plot: str) -> int:
+    """How many points a plot has."""
+    script = "return document.querySelector('#' + arguments[0] + ' polyline')?.getAttribute('points').split(' ').length"
+    return int(browser.execute_script(script, plot) or 0)
 
 
 def until(browser: webdriver.Chrome, selector: str, pattern: str) -> str:
@@ -77,11 +88,12 @@ def test_dashboard_from_the_key_to_a_requeued_job(
     until(browser, "#key", "asks for a key")
     browser.find_element(By.ID, "key-field").send_keys("nobody-has-this-key")
     browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
-    until(browser, "#trouble", "no tenant has this key")
-    browser.find_element(By.ID, "key-field").send_keys(KEY)
+    until(browser, "#trouble", "nobody has this key")
+    browser.find_element(By.ID, "key-field").send_keys(OPERATOR_KEY)
     browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
     until(browser, "#health", "1 worker")
     until(browser, "#workers code", ".")
+    assert browser.find_element(By.CSS_SELECTOR, "#workers meter").get_attribute("title")
 
     field = browser.find_element(By.ID, "prompt")
     field.clear()
@@ -89,10 +101,13 @@ def test_dashboard_from_the_key_to_a_requeued_job(
     browser.find_element(By.ID, "go").click()
     until(browser, "#play-text", r"completed: \d+ tokens")
     assert browser.find_element(By.ID, "answer").text
+    until(browser, "#latency-text", "median")
+    WebDriverWait(browser, 30).until(lambda _: points(browser, "rate") >= 3 and points(browser, "latency") >= 2)
 
     with Client(story_redis.url, queue="penstock-story") as client:
         waiting = client.submit("later", tenant="mill", delay_s=3600)
         until(browser, "#jobs td.state", "delayed")
+        until(browser, "#jobs td", "^mill$")
         browser.find_element(By.XPATH, "//tbody[@id='jobs']//button[text()='Cancel']").click()
         WebDriverWait(browser, 30).until(lambda _: waiting.status().state is JobState.CANCELLED)
     assert not [entry for entry in browser.get_log("browser") if "Content Security" in entry["message"]]
@@ -123,21 +138,51 @@ def test_dead_job_is_shown_as_text_and_put_back_in_line(
             job.cancel()
 
 
-def test_nothing_is_cut_off_on_a_phone(browser: webdriver.Chrome, gateway: Gateway, http: httpx.Client) -> None:
+def test_a_tenant_sees_its_own_jobs_and_limits_and_nothing_else(
+    browser: webdriver.Chrome, gateway: Gateway, http: httpx.Client, stranger: httpx.Client
+) -> None:
+    theirs = stranger.post("/v1/jobs", json={"prompt": "secret", "delay_s": 3600}).json()
+    mine = http.post("/v1/jobs", json={"prompt": "mine", "delay_s": 3600}).json()
+    try:
+        show(browser, gateway, KEY)
+        until(browser, "#health", "tenant mill")
+        until(browser, "#quota", "jobs waiting")
+        until(browser, "#jobs code", mine["id"][:14])
+        assert theirs["id"][:14] not in browser.find_element(By.ID, "jobs").text
+        for hidden in ("workers", "rate"):
+            assert not browser.find_element(By.ID, hidden).is_displayed()
+    finally:
+        http.delete(mine["status_url"])
+        stranger.delete(theirs["status_url"])
+
+
+def show(browser: webdriver.Chrome, gateway: Gateway, key: str) -> None:
+    """Open the page with a key in the tab."""
+    browser.get(gateway.url)
+    browser.execute_script("sessionStorage.setItem('penstock-api-key', arguments[0])", key)
+    browser.get(gateway.url)
+
+
+@pytest.mark.parametrize(("name", "width", "height", "scheme"), PICTURES)
+def test_nothing_is_cut_off_and_text_stands_out(
+    browser: webdriver.Chrome, gateway: Gateway, http: httpx.Client, name: str, width: int, height: int, scheme: str
+) -> None:
     """With PENSTOCK_SCREENSHOTS=<folder>, keeps the pictures of the docs."""
     folder = os.environ.get("PENSTOCK_SCREENSHOTS")
     for n in range(60 if folder else 1):
         http.post("/v1/jobs", json={"prompt": f"Letter {n}", "max_tokens": 300, "priority": n % 10, "n": 4})
-    browser.get(gateway.url)
-    browser.execute_script("sessionStorage.setItem('penstock-api-key', arguments[0])", KEY)
-    browser.get(gateway.url)
-    for name, width, height in (("dashboard", 1280, 1150), ("dashboard-phone", 500, 1000)):
-        browser.set_window_size(width, height)
-        until(browser, "#health", "worker")
-        until(browser, "#latency-text", "median")
-        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-        assert wide <= 0, f"{name} is {wide} pixels too wide"
-        if folder:
-            drawn = "return document.querySelector('#rate polyline').getAttribute('points').split(' ').length > 12"
-            WebDriverWait(browser, 60).until(lambda _, drawn=drawn: browser.execute_script(drawn))
-            browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.set_window_size(width, height)
+    show(browser, gateway, OPERATOR_KEY)
+    until(browser, "#health", "worker")
+    until(browser, "#latency-text", "median")
+    wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0, f"{name} is {wide} pixels too wide"
+    colours = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    background, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in browser.execute_script(colours))
+    assert (background < 64) == (scheme == "dark")
+    assert abs(background - ink) > 128
+    if folder:
+        WebDriverWait(browser, 60).until(lambda _: points(browser, "rate") > 12)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))

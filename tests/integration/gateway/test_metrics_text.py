@@ -20,15 +20,15 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
-def test_every_series_is_there_from_the_start(http: httpx.Client) -> None:
-    answer = http.get("/metrics")
+def test_every_series_is_there_from_the_start(operator: httpx.Client) -> None:
+    answer = operator.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     seen = samples(answer.text)
     queue = ("queue", "penstock-story")
     for priority in range(10):
         assert ("penstock_queue_depth_jobs", (("priority", str(priority)), queue)) in seen
-    for tenant in ("mill", "_other"):
+    for tenant in ("default", "_other"):
         assert ("penstock_queue_tenant_depth_jobs", (queue, ("tenant", tenant))) in seen
     for counter in COUNTERS:
         assert (f"penstock_queue_{counter}_total", (queue,)) in seen
@@ -37,15 +37,16 @@ def test_every_series_is_there_from_the_start(http: httpx.Client) -> None:
     assert ("penstock_gateway_open_streams", ()) in seen
 
 
-def test_requests_are_counted_by_route_and_not_by_address(http: httpx.Client) -> None:
-    before = samples(http.get("/metrics").text)
-    http.get("/v1/jobs/00000000000000000000000000000001")
-    http.get("/v1/nowhere/at/all")
-    after = samples(http.get("/metrics").text)
+def test_requests_are_counted_by_route_and_not_by_address(operator: httpx.Client) -> None:
+    before = samples(operator.get("/metrics").text)
+    operator.get("/v1/jobs/00000000000000000000000000000001")
+    operator.get("/v1/nowhere/at/all")
+    after = samples(operator.get("/metrics").text)
     for route in ("/v1/jobs/{job_id}", "unmatched"):
         key = ("penstock_gateway_requests_total", (("route", route), ("status", "4xx")))
         assert after[key] == before[key] + 1
 
 
-def test_metrics_ask_for_a_key(gateway: Gateway) -> None:
+def test_metrics_ask_for_an_operators_key(gateway: Gateway, http: httpx.Client) -> None:
     assert httpx.get(f"{gateway.url}/metrics").status_code == 401
+    assert http.get("/metrics").status_code == 403

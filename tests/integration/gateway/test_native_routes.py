@@ -135,14 +135,14 @@ def test_cancel_ends_a_running_job(http: httpx.Client) -> None:
     assert data["state"] == "cancelled"
 
 
-def test_a_client_that_hangs_up_cancels_its_request(http: httpx.Client) -> None:
+def test_a_client_that_hangs_up_cancels_its_request(http: httpx.Client, operator: httpx.Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
         http.post(
             "/v1/generate", json={**STORY, "max_tokens": 900, "n": 16, "metadata": {"who": "hung-up"}}, timeout=0.5
         )
     for _ in range(200):
-        counters = http.get("/v1/metrics").json()["counters"]
-        running = http.get("/v1/metrics").json()["running"]
+        metrics = operator.get("/v1/metrics").json()
+        counters, running = metrics["counters"], metrics["running"]
         if not running:
             break
     assert running == 0
@@ -199,14 +199,17 @@ def test_prompt_the_model_cannot_hold_is_refused_by_the_worker(http: httpx.Clien
     assert answer.json()["error"]["code"] == "invalid_request"
 
 
-def test_health_and_metrics_tell_the_condition(http: httpx.Client) -> None:
+def test_health_and_metrics_tell_the_condition(http: httpx.Client, operator: httpx.Client) -> None:
     health = http.get("/v1/health")
     assert health.status_code == 200
     assert health.json()["status"] == "ok"
     assert health.json()["workers"] == 1
-    metrics = http.get("/v1/metrics").json()
+    metrics = operator.get("/v1/metrics").json()
+    assert metrics["scope"] == "queue"
     assert metrics["counters"]["submitted"] >= 1
     assert metrics["workers"][0]["model"] == "penstock-story"
+    own = http.get("/v1/metrics").json()
+    assert (own["scope"], own["counters"], own["workers"]) == ("tenant", {}, [])
 
 
 def test_openapi_describes_every_route(http: httpx.Client) -> None:

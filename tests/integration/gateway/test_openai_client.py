@@ -241,12 +241,12 @@ def test_unknown_key_is_an_authentication_error(gateway: Gateway) -> None:
     assert refused.value.code == "invalid_api_key"
 
 
-def test_leaving_a_stream_cancels_its_job(client: openai.OpenAI, http: httpx.Client) -> None:
-    before = http.get("/v1/metrics").json()["counters"]["cancelled"]
+def test_leaving_a_stream_cancels_its_job(client: openai.OpenAI, operator: httpx.Client) -> None:
+    before = operator.get("/v1/metrics").json()["counters"]["cancelled"]
     with client.chat.completions.create(**CHAT | {"max_tokens": 900, "n": 8, "stream": True}) as stream:
         next(iter(stream))
     for _ in range(500):
-        if http.get("/v1/metrics").json()["counters"]["cancelled"] > before:
+        if operator.get("/v1/metrics").json()["counters"]["cancelled"] > before:
             return
     pytest.fail("the abandoned job was not cancelled")
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Upload
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from penstock.gateway.native import Tenant
+from penstock.gateway.access import Who
 from penstock.gateway.openai.batches import BatchStore
 from penstock.gateway.openai.files import MAX_FILE_BYTES, FileStore
 from penstock.gateway.openai.routes import ERRORS
@@ -25,13 +25,13 @@ _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 router = APIRouter(tags=["OpenAI"])
 
 
-def files_of(request: Request) -> FileStore:
+async def files_of(request: Request) -> FileStore:
     """Dependency: the process's files."""
     found: FileStore = request.app.state.files
     return found
 
 
-def batches_of(request: Request) -> BatchStore:
+async def batches_of(request: Request) -> BatchStore:
     """Dependency: the process's batches."""
     found: BatchStore = request.app.state.batches
     return found
@@ -80,7 +80,7 @@ class BatchBody(BaseModel):
 @router.post("/v1/files", responses=ERRORS, summary="Upload a file of requests")
 async def upload(
     request: Request,
-    tenant: Tenant,
+    caller: Who,
     files: Files,
     file: Annotated[UploadFile, File(description="JSONL, one request per line")],
     purpose: Annotated[Literal["batch"], Form()],
@@ -92,12 +92,12 @@ async def upload(
     if (file.size or 0) > MAX_FILE_BYTES:
         raise InvalidRequest("file", f"has {file.size} bytes, allowed are {MAX_FILE_BYTES}; split it")
     name = (file.filename or "upload.jsonl")[-255:]
-    return (await files.add(tenant, name, purpose, await file.read())).shown()
+    return (await files.add(caller.tenant, name, purpose, await file.read())).shown()
 
 
 @router.get("/v1/files", responses=ERRORS, summary="Files of the tenant")
 async def list_files(
-    tenant: Tenant,
+    caller: Who,
     files: Files,
     purpose: Annotated[str | None, Query(max_length=32)] = None,
     limit: Limit = 10_000,
@@ -105,15 +105,15 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
     """Newest first, unless asked otherwise."""
-    found = [file for file in await files.of_tenant(tenant) if purpose in (None, file.purpose)]
+    found = [file for file in await files.of_tenant(caller.tenant) if purpose in (None, file.purpose)]
     ordered = found if order == "desc" else found[::-1]
     return _page(ordered, lambda file: file.file_id, lambda file: file.shown(), limit, after)
 
 
 @router.get("/v1/files/{file_id}", responses=ERRORS, summary="One file")
-async def file_of(file_id: FileId, tenant: Tenant, files: Files) -> dict[str, Any]:
+async def file_of(file_id: FileId, caller: Who, files: Files) -> dict[str, Any]:
     """Its name, size and purpose."""
-    return (await files.get(file_id, tenant)).shown()
+    return (await files.get(file_id, caller.tenant)).shown()
 
 
 @router.get(
@@ -122,49 +122,49 @@ async def file_of(file_id: FileId, tenant: Tenant, files: Files) -> dict[str, An
     response_class=StreamingResponse,
     summary="A file's bytes",
 )
-async def content(file_id: FileId, tenant: Tenant, files: Files) -> StreamingResponse:
+async def content(file_id: FileId, caller: Who, files: Files) -> StreamingResponse:
     """As they were uploaded, or as the batch wrote them."""
-    file = await files.get(file_id, tenant)
+    file = await files.get(file_id, caller.tenant)
     headers = {"X-Content-Type-Options": "nosniff", "Content-Length": str(file.size)}
     return StreamingResponse(files.pieces(file), media_type="application/octet-stream", headers=headers)
 
 
 @router.delete("/v1/files/{file_id}", responses=ERRORS, summary="Delete a file")
-async def delete(file_id: FileId, tenant: Tenant, files: Files) -> dict[str, Any]:
+async def delete(file_id: FileId, caller: Who, files: Files) -> dict[str, Any]:
     """A batch that has begun with it fails."""
-    await files.delete(file_id, tenant)
+    await files.delete(file_id, caller.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
 @router.post("/v1/batches", responses=ERRORS, summary="Begin a batch")
-async def create(body: BatchBody, request: Request, tenant: Tenant, files: Files, batches: Batches) -> dict[str, Any]:
+async def create(body: BatchBody, request: Request, caller: Who, files: Files, batches: Batches) -> dict[str, Any]:
     """One job per line of the file; survives any gateway."""
-    await files.get(body.input_file_id, tenant)
+    await files.get(body.input_file_id, caller.tenant)
     window_s = body.window_s()
     made = await batches.create(
-        tenant, body.endpoint, body.completion_window, window_s, body.input_file_id, body.metadata or {}
+        caller.tenant, body.endpoint, body.completion_window, window_s, body.input_file_id, body.metadata or {}
     )
     request.app.state.driver.ring()
     return made.shown()
 
 
 @router.get("/v1/batches", responses=ERRORS, summary="Batches of the tenant")
-async def list_batches(tenant: Tenant, batches: Batches, limit: Limit = 20, after: After = None) -> dict[str, Any]:
+async def list_batches(caller: Who, batches: Batches, limit: Limit = 20, after: After = None) -> dict[str, Any]:
     """Newest first."""
-    found = await batches.of_tenant(tenant)
+    found = await batches.of_tenant(caller.tenant)
     return _page(found, lambda batch: batch.batch_id, lambda batch: batch.shown(), limit, after)
 
 
 @router.get("/v1/batches/{batch_id}", responses=ERRORS, summary="Where a batch stands")
-async def batch_of(batch_id: BatchId, tenant: Tenant, batches: Batches) -> dict[str, Any]:
+async def batch_of(batch_id: BatchId, caller: Who, batches: Batches) -> dict[str, Any]:
     """Status, counts, and once it has ended its files."""
-    return (await batches.get(batch_id, tenant)).shown()
+    return (await batches.get(batch_id, caller.tenant)).shown()
 
 
 @router.post("/v1/batches/{batch_id}/cancel", responses=ERRORS, summary="Cancel a batch")
-async def cancel(batch_id: BatchId, tenant: Tenant, batches: Batches) -> dict[str, Any]:
+async def cancel(batch_id: BatchId, caller: Who, batches: Batches) -> dict[str, Any]:
     """What is answered already stays in the output file."""
-    return (await batches.ask_to_cancel(batch_id, tenant)).shown()
+    return (await batches.ask_to_cancel(batch_id, caller.tenant)).shown()
 
 
 def _page(

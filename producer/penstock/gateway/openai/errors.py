@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.gateway.auth import Unauthorized
+from penstock.gateway.auth import Forbidden, Unauthorized
 from penstock_core.protocol.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -26,6 +26,7 @@ _KINDS: tuple[tuple[type[PenstockError], int, str, str | None], ...] = (
     (NoSuchModel, 404, "invalid_request_error", "model_not_found"),
     (InvalidRequest, 400, "invalid_request_error", None),
     (Unauthorized, 401, "invalid_request_error", "invalid_api_key"),
+    (Forbidden, 403, "invalid_request_error", "forbidden"),
     (JobNotFound, 404, "invalid_request_error", "not_found"),
     (QueueFull, 429, "rate_limit_error", "rate_limit_exceeded"),
     (JobCancelled, 409, "server_error", "cancelled"),

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.gateway.books import Books
 from penstock.submission import new_job_id
-from penstock_core.protocol.connection import broker_errors, connect_async
+from penstock_core.protocol.connection import broker_errors
 from penstock_core.protocol.errors import InvalidRequest, JobNotFound, QueueFull
-from penstock_core.protocol.keys import QueueKeys
 
 FILE_TTL_S = 7 * 86_400
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -51,19 +51,13 @@ class FileStore:
     """The files of one queue.
 
     Args:
-        url, keys: the broker and the queue.
+        books: of the queue; its connections are used.
     """
 
-    def __init__(self, url: str, keys: QueueKeys) -> None:
-        self.url = url
-        self.keys = keys
-        self.redis: Any = connect_async(  # redis-py's types of the asynchronous commands are wrong in places
-            url, client_name="penstock-gateway"
-        )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.redis.aclose()
+    def __init__(self, books: Books) -> None:
+        self.url = books.url
+        self.keys = books.keys
+        self.redis = books.redis
 
     async def add(self, tenant: str, name: str, purpose: str, data: bytes, *, file_id: str | None = None) -> StoredFile:
         """Store a file. Raises `InvalidRequest` or, where the tenant has too much already, `QueueFull`."""

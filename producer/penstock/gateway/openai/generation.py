@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from penstock.aio import AsyncClient, AsyncJobHandle
+from penstock.aio import AsyncJobHandle
+from penstock.gateway.handler import RequestHandler, StillRunning
+from penstock.gateway.intake import cancel_quietly
 from penstock.gateway.openai.errors import error_object
 from penstock.gateway.openai.requests import ChatBody, CompletionBody, GenerationBody
 from penstock.gateway.openai.responses import Answer, Logprobs, total
-from penstock_core.protocol.errors import PenstockError, QueueFull
+from penstock_core.protocol.errors import PenstockError, QueueFull, ResultTimeout
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, Usage
 from penstock_core.protocol.requests import GenerationRequest, JobOptions
-
-TIMEOUT_S = 600.0
-"""How long a request without a deadline waits; the official client gives up at the same time."""
 
 Body = ChatBody | CompletionBody
 
@@ -37,12 +36,12 @@ class Generation:
     Args:
         body: the request.
         handles: its jobs, one per prompt.
-        timeout_s: how long to wait for them; None: as long as they take.
+        timeout_s: how long to wait for them (of a stream: between two tokens); None: as long as they take.
         keep: leave them running when nobody waits any more.
     """
 
     def __init__(
-        self, body: Body, handles: list[AsyncJobHandle], *, timeout_s: float | None = TIMEOUT_S, keep: bool = False
+        self, body: Body, handles: list[AsyncJobHandle], *, timeout_s: float | None, keep: bool = False
     ) -> None:
         self.body = body
         self.handles = handles
@@ -57,7 +56,7 @@ class Generation:
     @classmethod
     async def begin(
         cls,
-        client: AsyncClient,
+        handler: RequestHandler,
         body: Body,
         tenant: str,
         idempotency_key: str | None,
@@ -71,19 +70,22 @@ class Generation:
         for number, job in enumerate(jobs):
             key = idempotency_key if idempotency_key is None or len(jobs) == 1 else f"{idempotency_key}:{number}"
             items.append(item(job, body.delivery(tenant, idempotency_key=key, traceparent=traceparent)))
-        outcomes = await client.submit_many(items)
+        outcomes = await handler.intake.submit(items)
         handles = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
         refusal = next((outcome for outcome in outcomes if isinstance(outcome, QueueFull)), None)
         if refusal is not None:
             await asyncio.gather(*(handle.cancel() for handle in handles), return_exceptions=True)
             raise refusal
-        return cls(body, handles, keep=keep)
+        return cls(body, handles, timeout_s=handler.longest_wait_s, keep=keep)
 
     async def whole(self) -> dict[str, Any]:
-        """The answer, once all jobs have ended. Raises `JobError`, `ResultTimeout`."""
+        """The answer, once all jobs have ended. Raises `JobError`; `StillRunning`, and then they go on."""
         try:
             results = await asyncio.gather(*(self._result(handle) for handle in self.handles))
             self._ended = True
+        except StillRunning:
+            self._ended = True
+            raise
         finally:
             self.abandon()
         choices = []
@@ -96,12 +98,33 @@ class Generation:
 
     async def _result(self, handle: AsyncJobHandle) -> tuple[JobResult, list[TokenChunk]]:
         chunks: list[TokenChunk] = []
-        if self._wants_logprobs:  # only the stream has each token's text
-            async with aclosing(handle.stream(timeout=self._timeout_s)) as stream:
-                chunks = [chunk async for chunk in stream]
-        return await handle.result(self._timeout_s), chunks
+        async with self._patience(handle):
+            if self._wants_logprobs:  # only the stream has each token's text
+                async with aclosing(handle.stream()) as stream:
+                    chunks = [chunk async for chunk in stream]
+            return await handle.result(), chunks
 
-    async def opened(self, within_s: float) -> AsyncIterator[str]:
+    @asynccontextmanager
+    async def _patience(self, handle: AsyncJobHandle) -> AsyncGenerator[None]:
+        """Bounds the body as a whole. Raises `StillRunning`."""
+        try:
+            async with asyncio.timeout(self._timeout_s) as limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StillRunning(handle.id, self._timeout_s or 0.0) from None
+
+    async def _stream(self, handle: AsyncJobHandle) -> AsyncGenerator[TokenChunk]:
+        """The job's chunks. Raises `StillRunning` where nothing comes for too long."""
+        try:
+            async with aclosing(handle.stream(timeout=self._timeout_s)) as stream:
+                async for chunk in stream:
+                    yield chunk
+        except ResultTimeout:
+            raise StillRunning(handle.id, self._timeout_s or 0.0) from None
+
+    async def opened(self, within_s: float) -> AsyncGenerator[str]:
         """The events, once the first is there or `within_s` is over. Until then errors are raised."""
         events = self._events()
         first = asyncio.ensure_future(anext(events))
@@ -137,6 +160,7 @@ class Generation:
             if self.body.include_usage:
                 yield _event(self._answer.piece([], usage))
         except PenstockError as error:
+            self._ended = self._ended or isinstance(error, StillRunning)
             if not self._opened:
                 raise
             yield _event({"error": error_object(error)[1]})
@@ -147,17 +171,17 @@ class Generation:
     async def _usage(self) -> Usage:
         return total([(await handle.result(self._timeout_s)).usage for handle in self.handles])
 
-    async def _merged(self) -> AsyncIterator[tuple[int, TokenChunk]]:
+    async def _merged(self) -> AsyncGenerator[tuple[int, TokenChunk]]:
         """The chunks of all jobs as they come, with their job's number."""
         if len(self.handles) == 1:
-            async with aclosing(self.handles[0].stream(timeout=self._timeout_s)) as stream:
+            async with aclosing(self._stream(self.handles[0])) as stream:
                 async for chunk in stream:
                     yield 0, chunk
             return
         inbox: asyncio.Queue[tuple[int, TokenChunk | None]] = asyncio.Queue(256)
 
         async def feed(number: int, handle: AsyncJobHandle) -> None:
-            async with aclosing(handle.stream(timeout=self._timeout_s)) as stream:
+            async with aclosing(self._stream(handle)) as stream:
                 async for chunk in stream:
                     await inbox.put((number, chunk))
 
@@ -186,19 +210,12 @@ class Generation:
         self._ended = True
         for handle in self.handles:
             if not handle.duplicate:
-                task = asyncio.ensure_future(_cancel(handle))
+                task = asyncio.ensure_future(cancel_quietly(handle))
                 _CANCELLING.add(task)
                 task.add_done_callback(_CANCELLING.discard)
 
 
 _CANCELLING: set[asyncio.Future[None]] = set()  # the loop itself holds tasks only weakly
-
-
-async def _cancel(handle: AsyncJobHandle) -> None:
-    try:
-        await handle.cancel()
-    except PenstockError:
-        return  # it is gone, or Redis is: there is nobody left to tell
 
 
 def wants_logprobs(body: GenerationBody) -> bool:
@@ -208,7 +225,7 @@ def wants_logprobs(body: GenerationBody) -> bool:
     return isinstance(body, ChatBody) and bool(body.logprobs)
 
 
-async def _chained(first: asyncio.Future[str], rest: AsyncGenerator[str]) -> AsyncIterator[str]:
+async def _chained(first: asyncio.Future[str], rest: AsyncGenerator[str]) -> AsyncGenerator[str]:
     try:
         yield await first
         async for event in rest:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
-from penstock.gateway.connection import while_connected, with_keepalive
+from penstock.gateway.access import Handler, Who
+from penstock.gateway.connection import while_connected
+from penstock.gateway.event_stream import EventStream
 from penstock.gateway.handler import HEARTBEAT_GRACE_MS, RequestHandler
-from penstock.gateway.native import Handler, IdempotencyKey, Tenant, TraceParent
+from penstock.gateway.native import IdempotencyKey, TraceParent
 from penstock.gateway.openai.errors import NoSuchModel
 from penstock.gateway.openai.generation import Body, Generation
 from penstock.gateway.openai.requests import ChatBody, CompletionBody
@@ -29,36 +31,36 @@ router = APIRouter(tags=["OpenAI"])
 async def chat_completions(
     body: ChatBody,
     request: Request,
-    tenant: Tenant,
+    caller: Who,
     handler: Handler,
     idempotency_key: IdempotencyKey = None,
     traceparent: TraceParent = None,
 ) -> Response:
     """OpenAI's chat completions, whole or streamed. Fields that are not honoured are refused by name."""
-    return await _answer(body, request, tenant, handler, idempotency_key, traceparent)
+    return await _answer(body, request, caller.tenant, handler, idempotency_key, traceparent)
 
 
 @router.post("/v1/completions", responses=ANSWERS, summary="Continue a prompt")
 async def completions(
     body: CompletionBody,
     request: Request,
-    tenant: Tenant,
+    caller: Who,
     handler: Handler,
     idempotency_key: IdempotencyKey = None,
     traceparent: TraceParent = None,
 ) -> Response:
     """OpenAI's plain completions, of one prompt or several, whole or streamed."""
-    return await _answer(body, request, tenant, handler, idempotency_key, traceparent)
+    return await _answer(body, request, caller.tenant, handler, idempotency_key, traceparent)
 
 
 @router.get("/v1/models", responses=ERRORS, summary="Models that live workers serve")
-async def models(tenant: Tenant, handler: Handler) -> dict[str, Any]:
+async def models(caller: Who, handler: Handler) -> dict[str, Any]:
     """A list with one entry per served name."""
     return {"object": "list", "data": [_model(name, since) for name, since in (await _served(handler)).items()]}
 
 
 @router.get("/v1/models/{model:path}", responses=ERRORS, summary="One of them")
-async def model(model: str, tenant: Tenant, handler: Handler) -> dict[str, Any]:
+async def model(model: str, caller: Who, handler: Handler) -> dict[str, Any]:
     """404 where no live worker serves it."""
     served = await _served(handler)
     if model not in served:
@@ -91,13 +93,9 @@ async def _answer(
 ) -> Response:
     settings: GatewaySettings = request.app.state.settings
     generation = await Generation.begin(
-        handler.client, body, tenant, idempotency_key, traceparent, keep=not settings.cancel_on_disconnect
+        handler, body, tenant, idempotency_key, traceparent, keep=not settings.cancel_on_disconnect
     )
     if not body.stream:
         return JSONResponse(await while_connected(request, generation.whole()))
     events = await while_connected(request, generation.opened(settings.keepalive_s))
-    return StreamingResponse(
-        with_keepalive(events, settings.keepalive_s),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return EventStream(events, settings.keepalive_s)
