@@ -28,6 +28,7 @@ from tests.queue_driver import LEASE_MS, REQUEST, QueueDriver
 from tests.redis_server import RedisServer
 
 MAX_CRASHES = 3
+MENDED_LEASE_MS = 30_000
 WORKERS = ("w1", "w2")
 TENANTS = ("a", "b", "c")
 ENDED = {"completed", "failed", "cancelled", "expired", "dead"}
@@ -147,13 +148,16 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert self.driver.submit_all([self.driver.new_job(job_id)], "client")[0].status == "duplicate"
             self.counts["duplicates"] += 1
 
-    @rule(pick=picks, action=st.sampled_from(["cancel", "requeue", "read"]))
+    @rule(pick=picks, action=st.sampled_from(["cancel", "requeue", "read", "vandalise"]))
     def producer_or_operator_acts(self, pick: int, action: str) -> None:
         jobs = list(self.model.values())
         if action == "requeue":  # mostly of a dead job, where there is one
             jobs = [job for job in jobs if job.state == "dead"] or jobs
         job = jobs[pick % len(jobs)]
-        {"cancel": self.cancel, "requeue": self.requeue, "read": self.check}[action](job)
+        if action == "vandalise":
+            self.vandalise(("ready", "leases", "delayed", "heads")[pick % 4])
+        else:
+            {"cancel": self.cancel, "requeue": self.requeue, "read": self.check}[action](job)
 
     @rule(worker=workers, max_jobs=st.integers(1, 5), free_tokens=st.sampled_from([60, 10**6]))
     def worker_claims(self, worker: str, max_jobs: int, free_tokens: int) -> None:
@@ -498,6 +502,18 @@ class DeliveryMachine(RuleBasedStateMachine):
         job.crashes = job.losses = job.errors = job.terminals = 0
         job.lost = {}
         job.tokens, job.log = [], []
+
+    def vandalise(self, what: str) -> None:
+        """Somebody deletes keys that are none of their business; upkeep makes them anew from the jobs."""
+        others = {"ready": ["resume"], "heads": ["fair"], "leases": ["held"], "delayed": ["deadlines"]}[what]
+        for name in (what, *others):
+            for key in self.client.scan_iter(f"{self.driver.keys.prefix}{name}*", count=1000):
+                self.client.delete(key)
+        self.driver.run(t.mend(self.driver.keys, list(self.model), self.now))
+        assert not any(self.driver.run(t.missing(self.driver.keys)))
+        for job in self.model.values():
+            if what == "leases" and job.state == "running":
+                job.lease = self.now + MENDED_LEASE_MS
 
     # --- what always holds
 

@@ -34,6 +34,7 @@ from penstock_worker.exit_codes import ExitCode
 from penstock_worker.health import Health, HealthFile
 from penstock_worker.held import HeldJobs
 from penstock_worker.load import in_daemon_thread, load_engine, pipeline_config
+from penstock_worker.mend import Mender
 from penstock_worker.metrics import WorkerMetrics
 from penstock_worker.models import ModelUnavailable, resolve
 from penstock_worker.presence import Presence
@@ -300,6 +301,7 @@ class Worker:
             metrics,
             tick_s=settings.reclaim_tick_s,
         )
+        self._mender = Mender(broker, keys, metrics)
         self._status_server: StatusServer | None = None
         if settings.metrics_port is not None:
             self._status_server = StatusServer(
@@ -314,7 +316,7 @@ class Worker:
             except OSError as error:
                 raise Stop(ExitCode.USAGE, f"--metrics-port: cannot listen: {error}; choose another port") from error
         self._engine.start(self._publisher.on_outputs)
-        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer):
+        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer, self._mender):
             role.start()
         await _first_of(self._renewer.registered, self._drain.requested)
         if not self._drain.requested.is_set():
@@ -336,7 +338,7 @@ class Worker:
             await self._give_up_jobs()
         else:
             await self._drain.hand_back(self._held, self._publisher)
-        for role in (self._reclaimer, self._renewer, self._publisher, self._doorbell, self._pulse):
+        for role in (self._mender, self._reclaimer, self._renewer, self._publisher, self._doorbell, self._pulse):
             await role.shutdown()
         if not engine_died.is_set():
             await self._drain.insist(self._deregister)

@@ -19,7 +19,7 @@ from penstock_core.protocol.requests import PRIORITY_HIGHEST, PRIORITY_LOWEST
 from penstock_core.protocol.transitions import QueueSnapshot
 
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_ROLES = ("claim", "doorbell", "publish", "pulse", "reclaim", "renew")
+_ROLES = ("claim", "doorbell", "mend", "publish", "pulse", "reclaim", "renew")
 _PRIORITIES = tuple(str(priority) for priority in range(PRIORITY_LOWEST, PRIORITY_HIGHEST + 1))
 
 

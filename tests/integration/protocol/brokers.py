@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+import ssl
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer, free_port, server_binaries
 from tests.worker_process import until
 
 StartRedis = Callable[..., RedisServer]
@@ -63,11 +67,44 @@ def tls(start_redis: StartRedis) -> Iterator[str]:
         subprocess.run(command, check=True, capture_output=True)
         options = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key]
         options += ["--tls-ca-cert-file", certificate, "--tls-auth-clients", "no"]
-        try:
-            start_redis(None, *options)
-        except RuntimeError:
-            pytest.skip("this redis-server was built without TLS")
-        yield f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"
+        with contextlib.ExitStack() as stack:
+            if not any(_starts(start_redis, version, *options) for version in server_binaries()):
+                port = stack.enter_context(_tls_in_front_of(start_redis().port, certificate, key))
+            yield f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}"
+
+
+def _starts(start_redis: StartRedis, version: str, *options: str) -> bool:
+    try:
+        start_redis(version, *options)
+    except RuntimeError:  # it was built without TLS
+        return False
+    return True
+
+
+@contextmanager
+def _tls_in_front_of(port: int, certificate: str, key: str) -> Iterator[int]:
+    """A port where TLS ends in front of a server that has none."""
+    loop = asyncio.new_event_loop()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, server = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, server), pump(upstream, writer))
+
+    listening = loop.run_until_complete(asyncio.start_server(accept, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield int(listening.sockets[0].getsockname()[1])
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
 
 
 @contextmanager

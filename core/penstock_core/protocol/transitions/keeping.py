@@ -1,10 +1,10 @@
-"""Upkeep and the operator's transitions: reclaim, requeue, purge_dead, configure."""
+"""Upkeep and the operator's transitions: reclaim, mend, requeue, purge_dead, configure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from penstock_core.protocol import config
 from penstock_core.protocol.codec import ended_opening
@@ -63,6 +63,24 @@ def _reclaim_outcome(reply: Any) -> ReclaimOutcome:
     return ReclaimOutcome(
         texts(requeued), texts(dead), texts(ended), int(promoted), [int(ms) for ms in delays], attempts
     )
+
+
+class Missing(NamedTuple):
+    """How many fewer entries the indexes have than there are jobs in a state."""
+
+    queued: int
+    running: int
+    delayed: int
+
+
+def missing(keys: QueueKeys) -> Call[Missing]:
+    """Whether every job can be found; all zero where the queue is whole."""
+    return Call(load_script("mend"), (keys.prefix,), [0], lambda reply: Missing(*map(int, reply)))
+
+
+def mend(keys: QueueKeys, job_ids: Sequence[str], now_ms: int = 0) -> Call[list[str]]:
+    """Make the jobs' pointers, leases and due times anew where they are gone; the ids that needed it."""
+    return Call(load_script("mend"), (keys.prefix,), [now_ms, *job_ids], texts)
 
 
 def requeue(keys: QueueKeys, job_ids: Sequence[str], now_ms: int = 0) -> Call[list[RequeueOutcome]]:
