@@ -54,8 +54,11 @@ class Broker:
         return round(self._clock() * 1000 + self._server_ahead_ms)
 
     async def compare_clocks(self) -> int:
-        """Ask for the server's clock in milliseconds, and remember how far it is ahead."""
-        seconds, microseconds = await self.guard(self.client.time())
+        """Ask for the server's clock in milliseconds, and remember how far it is ahead.
+
+        Redis tells it even while it loads its data and can do nothing else: the answer ends no outage.
+        """
+        seconds, microseconds = await self.guard(self.client.time(), ends_outage=False)
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         self._server_ahead_ms = now_ms - self._clock() * 1000
         return now_ms
@@ -68,7 +71,7 @@ class Broker:
         """Run several transitions, in order, in one round trip."""
         return list(await self.guard(transitions.run_many_async(self.client, calls)))
 
-    async def guard(self, command: Awaitable[T]) -> T:
+    async def guard(self, command: Awaitable[T], *, ends_outage: bool = True) -> T:
         """Await any command of the client, with its failures translated."""
         try:
             with broker_errors(self._url):
@@ -79,7 +82,7 @@ class Broker:
                 self._away_since = self._clock()
                 self.outages += 1
             raise
-        if self._away_since is not None:
+        if self._away_since is not None and ends_outage:
             now = self._clock()
             away_s = now - self._away_since
             _logger.info("Redis is back", extra={"away_s": round(away_s, 3)})

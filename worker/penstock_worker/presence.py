@@ -66,9 +66,9 @@ class Presence:
             return []
         client = self._broker.client
         now_ms = await self._broker.compare_clocks()
+        beats = await self._broker.guard(client.zrange(self._keys.heartbeats, 0, _SUSPECTS - 1, withscores=True))
         if not self._is_settled:  # asked after a call that may have ended an outage
             return []
-        beats = await self._broker.guard(client.zrange(self._keys.heartbeats, 0, _SUSPECTS - 1, withscores=True))
         overdue = {
             worker.decode(): int(beat)
             for worker, beat in cast("list[tuple[bytes, float]]", beats)

@@ -151,10 +151,10 @@ class FailingBroker(Broker):
     def recover(self) -> None:
         self._failures.clear()
 
-    async def guard(self, command: Awaitable[T]) -> T:
+    async def guard(self, command: Awaitable[T], *, ends_outage: bool = True) -> T:
         self.calls += 1
         if not self._failures:
-            return await super().guard(command)
+            return await super().guard(command, ends_outage=ends_outage)
         how = self._failures.pop(0)
         if how == "after":
             await command

@@ -57,6 +57,23 @@ async def test_a_passing_trouble_is_an_outage(plain_broker: Broker, error: Excep
     assert plain_broker.outages == 1
 
 
+async def test_the_time_of_day_is_no_sign_that_redis_is_back(plain_broker: Broker) -> None:
+    """It is told while the data is still being loaded, when nothing else is."""
+    with pytest.raises(BrokerUnavailable):
+        await guarded(plain_broker, exceptions.BusyLoadingError("loading the dataset"))
+    await plain_broker.compare_clocks()
+    assert not plain_broker.available
+
+
+async def test_only_an_outage_that_lasted_is_remembered(plain_broker: Broker, clock: Clock) -> None:
+    for lasted_s, remembered in ((0.05, float("-inf")), (0.5, clock.now + 0.55)):
+        with pytest.raises(BrokerUnavailable):
+            await guarded(plain_broker, exceptions.ConnectionError("reset by peer"))
+        clock.tick(lasted_s)
+        await guarded(plain_broker, 1)
+        assert plain_broker.back_since == pytest.approx(remembered)
+
+
 async def test_a_wrong_command_is_no_outage(plain_broker: Broker) -> None:
     with pytest.raises(exceptions.ResponseError):
         await guarded(plain_broker, exceptions.ResponseError("WRONGTYPE Operation against a key"))
