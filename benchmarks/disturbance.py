@@ -244,7 +244,13 @@ class Interruption:
 
 @dataclass
 class Disturber:
-    """Does one of the above every now and then, until told to stop; deterministic in what it draws, not in timing."""
+    """Does one of the above every now and then, until told to stop; deterministic in what it draws, not in timing.
+
+    Attributes:
+        interruptions: jobs whose workers were killed.
+        reclaims_s: how long each killed worker's jobs were still its.
+        done: how often each was done.
+    """
 
     rng: random.Random
     broker: BrokerProcess
@@ -254,6 +260,8 @@ class Disturber:
     lease_s: float
     every_s: float
     interruptions: list[Interruption] = field(default_factory=list)
+    reclaims_s: list[float] = field(default_factory=list)
+    _dead: dict[str, float] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_WEIGHTS, 0))
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -263,6 +271,8 @@ class Disturber:
             at = time.monotonic() + self.rng.expovariate(1 / self.every_s)
             while not self.stopped.wait(0.05):
                 self._restore()
+                with contextlib.suppress(redis.RedisError):
+                    self._note_reclaims(admin)
                 if time.monotonic() >= at:
                     kind = self.rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
                     with contextlib.suppress(redis.RedisError):
@@ -277,6 +287,14 @@ class Disturber:
         for worker in self.crew.workers:
             if worker.frozen_until and time.monotonic() >= worker.frozen_until:
                 worker.thaw()
+
+    def _note_reclaims(self, admin: redis.Redis) -> None:
+        """Of dead workers that held jobs: when they hold none any more."""
+        keys = QueueKeys(self.queue)
+        for worker_id, at in list(self._dead.items()):
+            if not admin.exists(keys.held(worker_id)):
+                self.reclaims_s.append(time.monotonic() - at)
+                del self._dead[worker_id]
 
     def _disturb(self, kind: str, admin: redis.Redis) -> bool:
         """Whether it was done: a worker is only killed or frozen while another is there to take over."""
@@ -308,6 +326,8 @@ class Disturber:
         self.crew.replace(worker)
         keys = QueueKeys(self.queue)
         held: set[bytes] = admin.smembers(keys.held(worker.worker_id))  # type: ignore[assignment]
+        if held:
+            self._dead[worker.worker_id] = at
         for member in held:
             attempt, tokens = admin.hmget(keys.job(member.decode()), "attempt", "tokens")
             if attempt is not None and int(tokens or 0) > 0:

@@ -51,6 +51,9 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=3.0, help="how long things go wrong; jobs arrive meanwhile")
     options.add_argument("--seed", type=int, default=None, help="of the requests and of what goes wrong; printed")
     options.add_argument("--lease-s", type=float, default=15.0, help="the workers' --lease-s")
+    options.add_argument(
+        "--longest", type=int, default=256, help="tokens of the longest answers; more than the machine can make queue"
+    )
     options.add_argument("--every-s", type=float, default=2.0, help="mean time between two disturbances")
     arguments = options.parse_args()
     if arguments.quick:
@@ -67,7 +70,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def requests(seed: int, jobs: int) -> list[dict[str, Any]]:
+def requests(seed: int, jobs: int, longest: int) -> list[dict[str, Any]]:
     """Seeded jobs of every kind that a resumption must rebuild."""
     rng = random.Random(seed)
     kinds: list[dict[str, Any]] = [
@@ -83,7 +86,7 @@ def requests(seed: int, jobs: int) -> list[dict[str, Any]]:
         {
             "prompt": rng.choice(_PROMPTS),
             "seed": rng.getrandbits(32),
-            "max_tokens": rng.choice((16, 64, 192, 320, 600)),
+            "max_tokens": max(1, longest // rng.choice((1, 2, 4, 8, 16))),
             "priority": rng.choice((2, 5, 5, 5, 8)),
             "tenant": rng.choice(("mill", "harbour")),
             "ignore_eos": "response_format" not in kind,
@@ -95,7 +98,7 @@ def requests(seed: int, jobs: int) -> list[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both runs and the audit."""
-    wanted = requests(arguments.seed, arguments.jobs)
+    wanted = requests(arguments.seed, arguments.jobs, arguments.longest)
     with tempfile.TemporaryDirectory(prefix="penstock-recovery-") as name, Progress(console=console) as progress:
         folder = Path(name)
         broker = BrokerProcess(folder)
@@ -221,6 +224,8 @@ def _stormy_run(
         "takeover_p50_s": _quantile(takeovers, 0.50),
         "takeover_p99_s": _quantile(takeovers, 0.99),
         "takeovers": len(takeovers),
+        "reclaim_p50_s": _quantile(sorted(disturber.reclaims_s), 0.50),
+        "reclaim_p99_s": _quantile(sorted(disturber.reclaims_s), 0.99),
         "fenced_writes": stats["fenced"],
         "reclaimed": stats["reclaimed"],
         "reader_errors": sum(job.error is not None for job in jobs),
@@ -231,6 +236,7 @@ def _stormy_run(
         "workers": arguments.workers,
         "minutes": arguments.minutes,
         "lease_s": arguments.lease_s,
+        "longest": arguments.longest,
     }
 
 
