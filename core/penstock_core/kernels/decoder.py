@@ -85,6 +85,7 @@ class WholeDecoder:
         head: CProduct,
     ) -> None:
         self.shape = shape
+        self.draft = kernels.draft
         self._kernels = kernels
         self._parts = list(layers)
         self._kept = embedding, norm, head  # their addresses are in use
@@ -145,28 +146,34 @@ class WholeDecoder:
         Raises:
             IndexError: a token is outside the vocabulary.
         """
-        tokens = batch.num_tokens
-        out = torch.empty(tokens, self.shape.hidden)
+        out = torch.empty(batch.num_tokens, self.shape.hidden)
+        if not self._kernels.decode(byref(self.call(batch, out, self.scratch(batch.num_tokens)))):
+            raise self.unknown_token()
+        return out
+
+    def call(self, batch: AttentionBatch, out: Tensor, scratch: Tensor) -> native.DecodeCall:
+        """The kernel's arguments for a step; good until the next."""
         call = self._call
         call.token_ids, call.positions = batch.token_ids.data_ptr(), batch.positions.data_ptr()
         call.slots, call.block_table = batch.slot_mapping.data_ptr(), batch.block_table.data_ptr()
         call.query_start, call.seq_lens = batch.query_start.data_ptr(), batch.seq_lens.data_ptr()
-        scratch = self.scratch(tokens)
         call.out, call.scratch = out.data_ptr(), scratch.data_ptr()
-        call.tokens, call.sequences = tokens, batch.num_sequences
+        call.tokens, call.sequences = batch.num_tokens, batch.num_sequences
         call.table_stride = batch.block_table.stride(0)
-        call.max_query_len, call.threads = batch.max_query_len, self.threads(tokens)
-        if not self._kernels.decode(byref(call)):
-            raise IndexError(f"a token id is outside the vocabulary of {self.shape.vocab}")
-        return out
+        call.max_query_len, call.threads = batch.max_query_len, self.threads(batch.num_tokens)
+        return call
+
+    def unknown_token(self) -> IndexError:
+        """What is wrong where the kernels did nothing."""
+        return IndexError(f"a token id is outside the vocabulary of {self.shape.vocab}")
 
     def threads(self, tokens: int) -> int:
         """How many threads a step of this many tokens is worth."""
         return torch.get_num_threads() if tokens * self._weights >= PARALLEL_WORK else 1
 
-    def scratch(self, tokens: int) -> Tensor:
-        """Working memory of a step; a small one's stays."""
-        wanted = tokens * self._width
+    def scratch(self, tokens: int, extra: int = 0) -> Tensor:
+        """Working memory of a step, with `extra` floats more per token; a small one's stays."""
+        wanted = tokens * (self._width + extra)
         if wanted > _KEPT_SCRATCH:
             return torch.empty(wanted)
         if len(self._scratch) < wanted:

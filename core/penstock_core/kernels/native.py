@@ -119,6 +119,21 @@ class DecodeCall(ctypes.Structure):
     )
 
 
+class DraftCall(ctypes.Structure):
+    """As in draft.c."""
+
+    _fields_ = (
+        ("first", ctypes.POINTER(DecodeCall)),
+        *((name, _pointer) for name in ("wanted", "logits")),
+        *((name, _pointer) for name in ("temperature", "keys", "limits", "starts", "block_table", "rates", "edges")),
+        *((name, _pointer) for name in ("tokens", "grades", "counts", "read", "guessing_s")),
+        *((name, _pointer) for name in ("scratch", "doubles", "integers")),
+        ("floor", ctypes.c_double),
+        *((name, _i64) for name in ("n", "depth", "table_stride", "num_edges")),
+        ("threads", _i32),
+    )
+
+
 class DrawCall(ctypes.Structure):
     """As in draw.c."""
 
@@ -148,6 +163,7 @@ class Kernels:
             self.linear_int8 = bind("linear_int8", ctypes.POINTER(Int8LinearCall))
         self.draw = bind("draw", ctypes.POINTER(DrawCall))
         self.decode = bind("decode", ctypes.POINTER(DecodeCall), result=ctypes.c_int)
+        self.draft = bind("draft", ctypes.POINTER(DraftCall), result=ctypes.c_int)
         self.decoder_scratch = bind("decoder_scratch", ctypes.POINTER(Decoder), result=_i64)
         self.add_rms_norm = bind("add_rms_norm", _pointer, _pointer, _pointer, _pointer, _i64, _i64, _f32, ctypes.c_int)
         self.gated_activation = bind("gated_activation", _pointer, _pointer, _i64, _i64, ctypes.c_int, ctypes.c_int)

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, PagedAttention
-from penstock_core.kernels import rows
+from penstock_core.kernels import native, rows
+from penstock_core.kernels.decoder import DecoderShape, LayerParts, WholeDecoder
+from penstock_core.kernels.linear import FloatProduct, Int8Product
+from penstock_core.models import products
 from penstock_core.models.config import LayerConfig, ModelConfig, RopeConfig
 from penstock_core.models.layers import (
     MLP,
@@ -82,6 +85,11 @@ class Attention:
         out = self._attention.attend(q, pages, step.plan, self._spec)
         return self._output(out.flatten(1))
 
+    def parts(self) -> tuple[products.Product, products.Product, tuple[Tensor, Tensor] | None]:
+        """Its products, and the weights of the norms of queries and keys."""
+        norms = self._norms or self._projection_norms
+        return self._qkv.product, self._output.product, None if norms is None else (norms[0].weight, norms[1].weight)
+
     def _head_norms(self) -> tuple[Tensor, Tensor] | None:
         return None if self._norms is None else (self._norms[0].weight, self._norms[1].weight)
 
@@ -135,6 +143,7 @@ class DecoderLayer:
                 "post_feedforward_layernorm",
             ),
         }
+        self._window, self._norm_projections = layer.window, config.qk_norm == "projection"
         norms = [
             None if name is None else RMSNorm(context, f"{module}.{name}", size)
             for name in names[config.norm_placement]
@@ -147,6 +156,34 @@ class DecoderLayer:
         x = _leave(self._attention(x, step, pages), self._after_attention)
         x = _enter(residual, x, self._before_mlp)
         return _leave(self._mlp(x), self._after_mlp)
+
+    def parts(self, rope: RopeTable | None) -> LayerParts | None:
+        """What the layer is made of, if the whole-decoder kernel knows all of it."""
+        if not isinstance(self._mlp, MLP):
+            return None
+        qkv, output, head_norms = self._attention.parts()
+        gate_up, down = self._mlp.products
+        by_kernel = FloatProduct | Int8Product
+        if not (
+            isinstance(qkv, by_kernel)
+            and isinstance(output, by_kernel)
+            and isinstance(gate_up, by_kernel)
+            and isinstance(down, by_kernel)
+        ):
+            return None
+        norms = self._before_attention, self._after_attention, self._before_mlp, self._after_mlp
+        weights = [None if norm is None else norm.weight for norm in norms]
+        return LayerParts(
+            qkv,
+            output,
+            gate_up,
+            down,
+            norms=(weights[0], weights[1], weights[2], weights[3]),
+            head_norms=head_norms,
+            norm_projections=self._norm_projections,
+            window=self._window,
+            rope=None if rope is None else rope.rows,
+        )
 
 
 def _enter(residual: Tensor, delta: Tensor | None, norm: RMSNorm | None) -> Tensor:
@@ -164,7 +201,11 @@ def _leave(x: Tensor, norm: RMSNorm | None) -> Tensor:
 
 
 class DecoderModel:
-    """A loaded model. Stateless: everything a sequence leaves behind is in the pages."""
+    """A loaded model. Stateless: everything a sequence leaves behind is in the pages.
+
+    Attributes:
+        whole: runs all layers in one call; None where the C kernels cannot.
+    """
 
     def __init__(self, context: BuildContext, attention: PagedAttention) -> None:
         self.config: ModelConfig = context.config
@@ -195,12 +236,48 @@ class DecoderModel:
                 context.plan.elsewhere(f"model.layers.{index}.")
             for module in ("model.embed_tokens", "model.norm", "lm_head"):
                 context.plan.elsewhere(f"{module}.")
+        self.whole: WholeDecoder | None = None
         context.plan.ignore("rotary_emb.inv_freq")  # a buffer that old checkpoints carry
 
     def finish_loading(self) -> None:
         """Prepare what could not be prepared tensor by tensor."""
         if self.stage.is_last:
             self._head.finish()
+        self.whole = self._as_a_whole() if self.stage.count == 1 else None
+
+    def _as_a_whole(self) -> WholeDecoder | None:
+        """The whole-decoder kernel for this model; None where some part of it is not the kernels' own."""
+        kernels, head, embedding = native.kernels(), self._head.product, self._embedding.weight
+        if (
+            kernels is None
+            or self.group.size > 1
+            or self.device.type != "cpu"
+            or self.dtype != torch.float32
+            or not isinstance(head, FloatProduct | Int8Product)
+            or native.stored_type(embedding.dtype) is None
+        ):
+            return None
+        layers = []
+        for described, layer in zip(self.config.layers, self._layers, strict=True):
+            parts = layer.parts(None if described.rope is None else self._ropes[described.rope])
+            if parts is None:
+                return None
+            layers.append(parts)
+        config = self.config
+        shape = DecoderShape(
+            vocab=config.vocab_size,
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            dim=config.head_dim,
+            intermediate=config.intermediate_size,
+            gelu=config.activation == "gelu_tanh",
+            embed_scale=self._embedding.scale,
+            eps=config.norm_eps,
+            attention_scale=config.attention_scale,
+            softcap=config.attention_softcap or 0.0,
+        )
+        return WholeDecoder(kernels, shape, layers, embedding, self._norm.weight, head)
 
     @property
     def num_local_kv_heads(self) -> int:
@@ -222,6 +299,8 @@ class DecoderModel:
             pages: of this stage's layers.
             hidden: what the stage before returned, and may be changed; None on the first, which embeds the tokens.
         """
+        if self.whole is not None and self._attention.by_kernel(batch) and self.whole.bind(pages, batch.max_seq_len):
+            return self.whole.forward(batch)
         step = _Step(
             self._attention.plan(batch),
             batch.slot_mapping,

@@ -16,7 +16,7 @@ from torch import Tensor
 from penstock_core.kernels import rows
 from penstock_core.models import products
 from penstock_core.models.config import Activation, ExpertsConfig, ModelConfig
-from penstock_core.models.parallel import Stage, TensorParallelGroup
+from penstock_core.models.parallel import WHOLE_MODEL, Stage, TensorParallelGroup
 from penstock_core.models.weights import WHOLE, Index, Piece, Weight, WeightPlan
 
 
@@ -31,7 +31,7 @@ class BuildContext:
     dtype: torch.dtype
     quantization: products.Quantization | None
     deterministic: bool
-    stage: Stage = Stage()
+    stage: Stage = WHOLE_MODEL
 
     def weight(self, shape: tuple[int, ...], on_full: Callable[[Tensor], None], dtype: torch.dtype) -> Weight:
         """A weight on the model's device."""
@@ -105,6 +105,11 @@ class Linear:
         """[T, in] -> [T, out]."""
         return self._product(x)
 
+    @property
+    def product(self) -> products.Product:
+        """What a call multiplies by."""
+        return self._product
+
     def _set_weight(self, weight: Tensor) -> None:
         self._weight = weight
         self._prepare_if_full()
@@ -134,6 +139,11 @@ class RowParallelLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in / ranks] -> [T, out]."""
         return self._group.all_reduce(self._linear(x))
+
+    @property
+    def product(self) -> products.Product:
+        """This rank's part of the product."""
+        return self._linear.product
 
 
 class RMSNorm:
@@ -195,6 +205,11 @@ class VocabularyEmbedding:
     def _set(self, weight: Tensor) -> None:
         self.weight = weight
 
+    @property
+    def scale(self) -> float:
+        """Factor on the embeddings."""
+        return self._scale
+
     def __call__(self, token_ids: Tensor) -> Tensor:
         """int64 [T] -> [T, hidden]."""
         if self._group.size == 1:
@@ -230,6 +245,11 @@ class VocabularyHead:
         if self._tied is not None:
             self._linear = self._prepare(self._tied.weight, None)
 
+    @property
+    def product(self) -> products.Product | None:
+        """This rank's part of the product."""
+        return self._linear.product if isinstance(self._linear, Linear) else self._linear
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """[R, hidden] -> float32 [R, vocab] on the first rank, on the others the columns that are theirs."""
         assert self._linear is not None
@@ -262,6 +282,11 @@ class MLP:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         return self._down(rows.gated_activation(self._gate_up(x), self._activation))
+
+    @property
+    def products(self) -> tuple[products.Product, products.Product]:
+        """Gate and up, and down."""
+        return self._gate_up.product, self._down.product
 
 
 class MixtureOfExperts:

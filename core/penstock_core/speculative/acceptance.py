@@ -37,6 +37,11 @@ class GradedAcceptance:
         """The same for one grade."""
         return float(self._accepted[grade] / self._drafted[grade])
 
+    def all_rates(self) -> Float64:
+        """The same for every grade."""
+        rates: Float64 = self._accepted / self._drafted
+        return rates
+
     @property
     def mean(self) -> float:
         """Over all grades, weighted by how often they occurred."""

@@ -221,7 +221,15 @@ class SpeculativeDecoder:
         mean = np.array([self._model.acceptance.mean])
         chances = np.array([track.model_bias.adjust(mean)[0] for track in tracks])
         emitting = len(decoding)
-        depth, floor = draft_depth(chances, step_tokens, emitting, self.cost, self._model.cost, self.config.max_depth)
+        depth, floor = draft_depth(
+            chances,
+            step_tokens,
+            emitting,
+            self.cost,
+            self._model.start_cost,
+            self._model.cost,
+            self.config.max_depth,
+        )
         depths = []
         for sequence, track, chance, looked_up in zip(decoding, tracks, chances, found, strict=True):
             levels = chance ** np.arange(1, depth + 1)
@@ -243,8 +251,8 @@ class SpeculativeDecoder:
                 quietest = max(range(emitting), key=lambda place: tracks[place].quiet)
                 depths[quietest] = min(1, _room(decoding[quietest]))
                 tracks[quietest].quiet = 0
-                if self._model.cost.known:
-                    self._model_idle = self._steps_worth(self._model.cost.at(1), emitting)
+                if self._model.start_cost.known:
+                    self._model_idle = self._steps_worth(self._model.start_cost.at(1), emitting)
         return depths, floor
 
     def _steps_worth(self, spent_s: float, step_tokens: int) -> int:

@@ -54,14 +54,20 @@ def least_paying_chance(step_tokens: int, emitting: int, cost: StepCost) -> floa
 
 
 def draft_depth(
-    chances: Float64, step_tokens: int, emitting: int, cost: StepCost, draft_cost: StepCost, max_depth: int
+    chances: Float64,
+    step_tokens: int,
+    emitting: int,
+    cost: StepCost,
+    start_cost: StepCost,
+    level_cost: StepCost,
+    max_depth: int,
 ) -> tuple[int, float]:
     """How deep a draft model should draft for a batch, before it is known what it will say.
 
     Args:
         chances: by sequence, the mean chance that its next guess is right, [n].
         step_tokens, emitting, cost: as in `choose_depths`.
-        draft_cost: measured time of the draft model's steps.
+        start_cost, level_cost: measured time of the draft model: until it can guess, and per guess of each sequence.
 
     Returns:
         (depth, floor): 0 where drafting does not pay. Below the floor, the chance of a guess is not worth its time.
@@ -72,10 +78,12 @@ def draft_depth(
     levels = np.arange(max_depth + 1, dtype=np.float64)
     emitted = emitting + np.cumsum((chances[:, None] ** levels).sum(0)) - count
     plain = cost.curve(step_tokens, max_depth + 1, count)
-    level_s = draft_cost.at(count) if draft_cost.known else UNKNOWN_DRAFT * plain[0]
-    seconds = plain + level_s * levels
+    start_s, level_s = (
+        known.at(count) if known.known else UNKNOWN_DRAFT * plain[0] for known in (start_cost, level_cost)
+    )
+    seconds = plain + level_s * levels + start_s * (levels > 0)
     rate = emitted / seconds
     best = int(rate.argmax())
     if rate[best] < WORTH * rate[0]:
         return 0, 1.0
-    return best, float(rate[best] * (seconds[best] - seconds[best - 1]) / count)
+    return best, float(rate[best] * (plain[best] - plain[best - 1] + level_s) / count)

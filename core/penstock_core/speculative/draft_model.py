@@ -19,15 +19,17 @@ from penstock_core.attention import AttentionBatch
 from penstock_core.batching import SequenceState
 from penstock_core.cache import PagedAttentionKVCache
 from penstock_core.distributed import DistributedInferenceEngine
+from penstock_core.kernels import drafting
 from penstock_core.protocol.errors import InvalidConfiguration
 from penstock_core.sampling import NO_TOKEN, Sampler, SamplingTable
-from penstock_core.sampling.noise import Int64
+from penstock_core.sampling.noise import Int64, position_keys
 from penstock_core.speculative.acceptance import GradedAcceptance
 from penstock_core.speculative.cost import StepCost
 from penstock_core.speculative.proposer import EMPTY, Draft
 
-_PROBABILITY_EDGES = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
+_PROBABILITY_EDGES = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97], dtype=np.float32)
 _PRIOR = np.array([0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+_CAUGHT_UP = 4  # tokens per sequence up to which reading them is part of every draft
 _CATCH_UP_TOKENS = 512  # of prompts and preempted sequences, read by the draft model per call
 
 
@@ -47,6 +49,31 @@ class _Context:
     guesses: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Sequences whose every token the model has read, and that get guesses.
+
+    Attributes:
+        limits: guesses wanted of each, [n]. slots: rows of the block tables. ends: positions of the first guesses.
+    """
+
+    sequences: list[SequenceState]
+    contexts: list[_Context]
+    limits: Int64
+    slots: Int64
+    ends: Int64
+
+    @property
+    def rows(self) -> Int64:
+        """Rows of the sampling table."""
+        return np.array([sequence.row for sequence in self.sequences])
+
+    @property
+    def positions(self) -> Int64:
+        """Index of the output token that the first guess is."""
+        return np.array([len(sequence.output_ids) for sequence in self.sequences])
+
+
 class DraftModelProposer:
     """Drafts with a model. Grades are bands of the probability it gave to its choice, apart for greedy sequences.
 
@@ -55,6 +82,9 @@ class DraftModelProposer:
         table: the target's sampling table; its rows are the sequences' rows.
         max_num_sequences: sequences that run at once.
         clock: seconds, for the cost of drafting.
+
+    Attributes:
+        start_cost: seconds until the first guess can be chosen, by number of sequences. cost: for each level.
     """
 
     name = "draft"
@@ -73,7 +103,7 @@ class DraftModelProposer:
                 "use a draft model that was trained with the model's tokenizer",
             )
         self.acceptance = GradedAcceptance(np.concatenate([_PRIOR, _PRIOR]))
-        self.cost = StepCost()
+        self.start_cost, self.cost = StepCost(), StepCost()
         self._engine = engine
         self._table = table
         self._clock = clock
@@ -84,7 +114,9 @@ class DraftModelProposer:
         self._free_slots = list(range(max_num_sequences))
         self._contexts: dict[SequenceState, _Context] = {}
         first = np.zeros(1, dtype=np.int64)
-        self._forward(first, first, first, first + 1, first)  # the first pass is slow, and would be taken for the cost
+        self._logits(
+            self._batch(first, first, first, first + 1)
+        )  # the first pass is slow, and would be taken for the cost
 
     def propose(self, sequences: Sequence[SequenceState], depths: Sequence[int], floor: float = 0.0) -> list[Draft]:
         """Drafts of up to `depths[i]` tokens; none while the model still reads the prompt, or has no pages left."""
@@ -98,25 +130,82 @@ class DraftModelProposer:
         wanted = (np.cumsum(lengths) - 1)[drafting]
         slots = np.array([context.slot for context in contexts])
         began = self._clock()
-        logits = self._forward(np.concatenate(unread), slots, starts, lengths, wanted)
+        batch = self._batch(np.concatenate(unread), slots, starts, lengths)
         for context, tokens in zip(contexts, unread, strict=True):
             context.computed += len(tokens)
         chosen = [place for place in ready if place >= 0]
         if not chosen:
+            self._engine.model.forward(batch, self._engine.layers)
             return drafts
-        guesses: list[list[int]] = [[] for _ in chosen]
-        grades: list[list[int]] = [[] for _ in chosen]
-        rows = np.array([sequences[place].row for place in chosen])
-        positions = np.array([len(sequences[place].output_ids) for place in chosen])
-        limits = np.array([depths[place] for place in chosen])
-        active, slots = np.arange(len(chosen)), slots[drafting]
-        ends = (starts + lengths)[drafting]
-        chance = np.ones(len(chosen))
-        level, batch_tokens = 0, int(lengths.sum())
+        start = _Start(
+            [sequences[place] for place in chosen],
+            [self._contexts[sequences[place]] for place in chosen],
+            np.array([depths[place] for place in chosen]),
+            slots[drafting],
+            (starts + lengths)[drafting],
+        )
+        guess = self._guess_in_one_call if self._in_one_call(start) else self._guess_by_levels
+        found, levels, guessing_s = guess(start, batch, wanted, floor)
+        if batch.num_tokens <= _CAUGHT_UP * len(lengths):  # else the time went into reading a text
+            self.start_cost.observe(len(chosen), self._clock() - began - guessing_s)
+            self.cost.observe(len(chosen), guessing_s / levels)
+        for place, draft in zip(chosen, found, strict=True):
+            drafts[place] = draft
+        return drafts
+
+    def _in_one_call(self, start: _Start) -> bool:
+        """Whether the kernels can choose for all of these as the sampler would."""
+        model, table, rows = self._engine.model, self._table, start.rows
+        return (
+            model.whole is not None
+            and model.config.logit_softcap is None
+            and not table.filtered[rows].any()
+            and not table.stateful(rows).any()
+            and model.whole.bind(self._engine.layers, int((start.ends + start.limits).max()))
+        )
+
+    def _guess_in_one_call(
+        self, start: _Start, batch: AttentionBatch, wanted: Int64, floor: float
+    ) -> tuple[list[Draft], int, float]:
+        """All levels in the kernels: (drafts, deepest level, seconds after the first reading)."""
+        table, rows, depth = self._table, start.rows, int(start.limits.max())
+        assert self._engine.model.whole is not None
+        width = -(-int((start.ends + start.limits).max()) // self._engine.page_size)
+        guesses = drafting.draft(
+            self._engine.model.whole,
+            batch,
+            wanted,
+            np.where(table.greedy[rows], 0.0, table.temperature[rows]),
+            position_keys(table.stream[rows], start.positions + np.arange(depth)[:, None]),
+            start.limits,
+            start.ends,
+            self._block_table[start.slots, :width],
+            self.acceptance.all_rates(),
+            _PROBABILITY_EDGES,
+            floor,
+        )
+        counts, read = guesses.counts.tolist(), guesses.read.tolist()
+        drafts = []
+        for index, context in enumerate(start.contexts):
+            tokens = guesses.tokens[index, : counts[index]].tolist()
+            context.guesses.extend(tokens[: read[index]])
+            drafts.append(Draft(tokens, guesses.grades[index, : counts[index]]))
+        return drafts, max(1, *counts), guesses.guessing_s
+
+    def _guess_by_levels(
+        self, start: _Start, batch: AttentionBatch, wanted: Int64, floor: float
+    ) -> tuple[list[Draft], int, float]:
+        """The same with the sampler itself, a step of the model per level: for every option there is."""
+        logits = self._logits(batch, wanted)
+        began = self._clock()
+        rows, positions, count = start.rows, start.positions, len(start.sequences)
+        guesses: list[list[int]] = [[] for _ in range(count)]
+        grades: list[list[int]] = [[] for _ in range(count)]
+        active, level = np.arange(count), 0
+        chance = np.ones(count)
         try:
             while True:
                 tokens, found = self._choose(logits, rows[active], positions[active] + level)
-                self.cost.observe(batch_tokens, self._clock() - began)
                 possible = tokens != NO_TOKEN
                 active, tokens, found = active[possible], tokens[possible], found[possible]
                 for index, token, grade in zip(active.tolist(), tokens.tolist(), found.tolist(), strict=True):
@@ -124,21 +213,22 @@ class DraftModelProposer:
                     grades[index].append(grade)
                 chance[active] *= self.acceptance.rates(found)
                 level += 1
-                going = (chance[active] >= floor) & (limits[active] > level)
+                going = (chance[active] >= floor) & (start.limits[active] > level)
                 active, tokens = active[going], tokens[going]
                 if not len(active):
                     break
                 self._table.push(rows[active], tokens)
                 for index, token in zip(active.tolist(), tokens.tolist(), strict=True):
-                    self._contexts[sequences[chosen[index]]].guesses.append(token)
-                began, batch_tokens = self._clock(), len(active)
+                    start.contexts[index].guesses.append(token)
                 ones = np.ones(len(active), dtype=np.int64)
-                logits = self._forward(tokens, slots[active], ends[active] + level - 1, ones, np.arange(len(active)))
+                places = start.ends[active] + level - 1
+                logits = self._logits(self._batch(tokens, start.slots[active], places, ones))
         finally:
             self._table.pop(rows)
-        for place, tokens_, grades_ in zip(chosen, guesses, grades, strict=True):
-            drafts[place] = Draft(tokens_, np.array(grades_, dtype=np.int64))
-        return drafts
+        drafts = [
+            Draft(tokens_, np.array(grades_, dtype=np.int64)) for tokens_, grades_ in zip(guesses, grades, strict=True)
+        ]
+        return drafts, level, self._clock() - began
 
     def finish(self, sequence: SequenceState) -> None:
         """Give the sequence's pages back."""
@@ -205,8 +295,8 @@ class DraftModelProposer:
         grades = np.searchsorted(_PROBABILITY_EDGES, np.nan_to_num(probability))
         return tokens, grades + np.where(self._table.greedy[rows], 0, len(_PRIOR))
 
-    def _forward(self, tokens: Int64, slots: Int64, starts: Int64, lengths: Int64, wanted: Int64) -> torch.Tensor:
-        """Read `lengths[i]` tokens per slot from position `starts[i]` on; logits of the `wanted` places."""
+    def _batch(self, tokens: Int64, slots: Int64, starts: Int64, lengths: Int64) -> AttentionBatch:
+        """`lengths[i]` tokens per slot from position `starts[i]` on."""
         engine, size = self._engine, self._engine.page_size
         query_start = np.zeros(len(slots) + 1, dtype=np.int32)
         np.cumsum(lengths, out=query_start[1:])
@@ -218,7 +308,7 @@ class DraftModelProposer:
         def tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
             return torch.from_numpy(array).to(engine.device)
 
-        batch = AttentionBatch(
+        return AttentionBatch(
             token_ids=tensor(tokens),
             positions=tensor(positions),
             slot_mapping=tensor(pages * size + positions % size),
@@ -229,10 +319,14 @@ class DraftModelProposer:
             max_seq_len=longest,
             page_size=size,
         )
-        hidden = engine.model.forward(batch, engine.layers)
-        if len(wanted) < len(tokens):
-            hidden = hidden.index_select(0, tensor(wanted))
-        return engine.model.logits(hidden)
+
+    def _logits(self, batch: AttentionBatch, wanted: Int64 | None = None) -> torch.Tensor:
+        """Read a batch; logits of the `wanted` rows, or of all."""
+        model = self._engine.model
+        hidden = model.forward(batch, self._engine.layers)
+        if wanted is not None and len(wanted) < len(hidden):
+            hidden = hidden.index_select(0, torch.from_numpy(wanted).to(self._engine.device))
+        return model.logits(hidden)
 
 
 def _probability(logits: torch.Tensor, tokens: Int64, heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

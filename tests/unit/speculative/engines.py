@@ -31,7 +31,7 @@ class RepetitiveEngine(FakeEngine):
             for token in range(batch.query_start[n], batch.query_start[n + 1]):
                 hidden[token] = state_of(context[: batch.positions[token] + 1], self.memory)
         states = torch.from_numpy(hidden)
-        return type(output)(states, self.logits(states[torch.from_numpy(batch.logit_rows)]))
+        return type(output)(self.logits(states[torch.from_numpy(batch.logit_rows)]))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return logits_of(hidden, self.config.vocab_size)
@@ -65,6 +65,7 @@ class DraftEngine:
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
         self.noise = noise
         self.model = self
+        self.whole = None  # no kernels know it
         self.tokens_read = 0
 
     def forward(self, batch: AttentionBatch, layers: list[Any]) -> torch.Tensor:

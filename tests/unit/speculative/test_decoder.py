@@ -86,7 +86,7 @@ class Oracle:
     def __init__(self, chance: float, level_s: float) -> None:
         self.chance, self.level_s = chance, level_s
         self.acceptance = GradedAcceptance(np.full(1, 0.6))
-        self.cost = StepCost()
+        self.start_cost, self.cost = StepCost(), StepCost()
         self.machine: Machine
         self.rng = np.random.default_rng(0)
         self.finished = 0
@@ -100,7 +100,7 @@ class Oracle:
         for level in range(max(depths)):
             active = sum(1 for depth in depths if depth > level)
             self.machine.now += self.level_s
-            self.cost.observe(active, self.level_s)
+            (self.cost if level else self.start_cost).observe(active, self.level_s)
         return drafts
 
     def finish(self, sequence: SequenceState) -> None:

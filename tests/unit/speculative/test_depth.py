@@ -69,12 +69,22 @@ def test_no_other_choice_of_depths_would_be_faster(chances: list[list[float]], s
 def test_a_draft_model_is_asked_only_where_its_own_time_pays_too() -> None:
     cheap, dear = measured({1: 0.001}), measured({1: 0.009})
     likely = np.array([0.8])
-    depth, floor = draft_depth(likely, 1, 1, FLAT, cheap, 8)
+    depth, floor = draft_depth(likely, 1, 1, FLAT, cheap, cheap, 8)
     assert depth >= 4
     assert 0.0 < floor < 0.8
-    assert draft_depth(likely, 1, 1, FLAT, dear, 8)[0] == 0
-    assert draft_depth(np.array([0.05]), 1, 1, FLAT, cheap, 8)[0] == 0
-    assert draft_depth(np.full(32, 0.8), 32, 32, LINEAR, cheap, 8)[0] == 0
+    assert draft_depth(likely, 1, 1, FLAT, cheap, dear, 8)[0] == 0
+    assert draft_depth(np.array([0.05]), 1, 1, FLAT, cheap, cheap, 8)[0] == 0
+    assert draft_depth(np.full(32, 0.8), 32, 32, LINEAR, cheap, cheap, 8)[0] == 0
+
+
+def test_what_it_costs_to_begin_is_paid_back_by_drafting_deeper_or_not_at_all() -> None:
+    cheap, some, much = measured({1: 0.001}), measured({1: 0.005}), measured({1: 0.05})
+    likely = np.array([0.8])
+    deeper, floor = draft_depth(likely, 1, 1, FLAT, some, cheap, 8)
+    depth, dearer_floor = draft_depth(likely, 1, 1, FLAT, cheap, cheap, 8)
+    assert deeper >= depth
+    assert floor <= dearer_floor  # once begun, a guess costs only itself
+    assert draft_depth(likely, 1, 1, FLAT, much, cheap, 8)[0] == 0
 
 
 def test_hopeless_batches_are_known_without_asking_anyone() -> None:

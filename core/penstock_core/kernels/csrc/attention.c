@@ -9,6 +9,7 @@
 #define ROWS 8 /* query rows (tokens x heads of the group) that share one read of a page */
 #define MAX_DIM 512
 #define MAX_PAGE 64
+#define SERIAL_ATTENTION 500000 /* multiplications below which a second thread saves less than it may keep us waiting */
 #define FOR_ROWS _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++)
 
 typedef struct {
@@ -190,16 +191,12 @@ static void attend_task(const AttentionCall *c, int64_t n, int64_t kv_head, int6
         }
 }
 
-INLINE int64_t attention_blocks(const AttentionCall *c, int64_t *span) {
-    const int64_t group = c->heads / c->kv_heads;
-    *span = group >= ROWS ? 1 : ROWS / group; /* query tokens of one task */
-    return (c->max_query_len + *span - 1) / *span;
-}
-
 /* The calling team's work: every thread of it calls this with the same arguments. */
 static void paged_attention_in_team(const AttentionCall *c) {
-    int64_t span;
-    const int64_t blocks = attention_blocks(c, &span), tasks = (int64_t)c->num_selected * c->kv_heads * blocks;
+    const int64_t group = c->heads / c->kv_heads;
+    const int64_t span = group >= ROWS ? 1 : ROWS / group; /* query tokens of one task */
+    const int64_t blocks = (c->max_query_len + span - 1) / span;
+    const int64_t tasks = (int64_t)c->num_selected * c->kv_heads * blocks;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t place = task / blocks / c->kv_heads, kv_head = task / blocks % c->kv_heads;
@@ -210,7 +207,11 @@ static void paged_attention_in_team(const AttentionCall *c) {
 }
 
 EXPORT void NAME(paged_attention)(const AttentionCall *c) {
-    int64_t span;
-#pragma omp parallel num_threads(c->threads) if (c->num_selected * c->kv_heads * attention_blocks(c, &span) > 1)
+    int64_t work = 0; /* multiplications, of scores and of values */
+    for (int64_t i = 0; i < c->num_selected; i++) {
+        const int64_t n = c->selected != 0 ? c->selected[i] : i;
+        work += (int64_t)(c->query_start[n + 1] - c->query_start[n]) * c->seq_lens[n] * 2 * c->heads * c->dim;
+    }
+#pragma omp parallel num_threads(c->threads) if (work > SERIAL_ATTENTION)
     paged_attention_in_team(c);
 }

@@ -154,10 +154,15 @@ static void forward_in_team(const DecodeCall *c) {
 
 EXPORT int64_t NAME(decoder_scratch)(const Decoder *d) { return scratch_width(d); }
 
-/* Run all layers. 0, and nothing done, where a token is outside the vocabulary; else 1. */
-EXPORT int NAME(decode)(const DecodeCall *c) {
+static int all_known(const DecodeCall *c) {
     for (int64_t t = 0; t < c->tokens; t++)
         if (c->token_ids[t] < 0 || c->token_ids[t] >= c->decoder->vocab) return 0;
+    return 1;
+}
+
+/* Run all layers. 0, and nothing done, where a token is outside the vocabulary; else 1. */
+EXPORT int NAME(decode)(const DecodeCall *c) {
+    if (!all_known(c)) return 0;
 #pragma omp parallel num_threads(c->threads) if (c->threads > 1)
     forward_in_team(c);
     return 1;

@@ -5,4 +5,5 @@
 #include "linear_int8.c"
 #include "draw.c"
 #include "decoder.c"
+#include "draft.c"
 #include "ranks.c"

@@ -8,6 +8,7 @@
 
 #define PANEL 32
 #define VECTORS (PANEL / VL)
+#define SERIAL_PRODUCT 1000000 /* multiplications below which a second thread saves less than it may keep us waiting */
 #if VL == 16
 #define TILE 12 /* 24 accumulators of 32 registers */
 #elif VL == 8
@@ -117,6 +118,6 @@ static void linear_in_team(const LinearCall *c) {
 }
 
 EXPORT void NAME(linear)(const LinearCall *c) {
-#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > 65536 && c->threads > 1)
+#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > SERIAL_PRODUCT && c->threads > 1)
     linear_in_team(c);
 }

@@ -115,7 +115,7 @@ static void linear_int8_in_team(const Int8LinearCall *c) {
 }
 
 EXPORT void NAME(linear_int8)(const Int8LinearCall *c) {
-#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > 262144 && c->threads > 1)
+#pragma omp parallel num_threads(c->threads) if (c->m * c->n * c->k > 4 * SERIAL_PRODUCT && c->threads > 1)
     linear_int8_in_team(c);
 }
 #endif
