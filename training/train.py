@@ -38,7 +38,7 @@ class Budget:
 
     steps: int
     seconds: float
-    tokens_per_step: int = 1024  # small: names are carried from a prompt only after many steps, whatever their size
+    tokens_per_step: int = 4096
     peak_lr: float = 4e-3
     warmup: float = 0.02
     decay: float = 0.35  # the share of the run, at its end, over which the rate falls to zero

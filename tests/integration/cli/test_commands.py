@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from penstock import Client
-from penstock.cli.app import app
 from penstock_core.protocol.jobs import JobFailure, JobState
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.requests import JobOptions
@@ -22,24 +21,6 @@ from tests.integration.producer.scripted import BusyWorker, ScriptedWorker, piec
 from tests.queue_driver import QueueDriver
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def cli(redis_url: str, queue: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run a command on the test's queue."""
-    monkeypatch.setenv("PENSTOCK_REDIS_URL", redis_url)
-    monkeypatch.setenv("PENSTOCK_QUEUE", queue)
-
-    def call(*args: str, **options: Any) -> Result:
-        return CliRunner().invoke(app, list(args), **options)
-
-    return call
-
-
-@pytest.fixture
-def sdk(redis_url: str, queue: str) -> Iterator[Client]:
-    with Client(redis_url, queue=queue) as client:
-        yield client
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_a_job_is_submitted_watched_and_read_again(serving: Serving):
 
 
 def test_a_running_job_is_cancelled_and_keeps_what_it_said(serving: Serving):
-    job_id = serving.run("submit", "A river", "--max-tokens", "900", "--ignore-eos").stdout.strip()
+    job_id = serving.run("submit", "A river", "--max-tokens", "900", "--ignore-eos", "--n", "32").stdout.strip()
     with subprocess.Popen(
         [*PENSTOCK, "watch", job_id, "--json"], stdout=subprocess.PIPE, text=True, env=serving.environment
     ) as watcher:
