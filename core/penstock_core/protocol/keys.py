@@ -24,7 +24,7 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:heartbeats` | zset | worker id by time of its last sign of life | removed when gone |
 | `penstock:{q}:dead` | stream | dead letters: id, reason, time | bounded by `max_dead` |
 | `penstock:{q}:dedupe:<tenant>:<key>` | string | idempotency key -> job id | as long as its job |
-| `penstock:{q}:recent`, `:recent:<tenant>` | zset | the newest 10,000 jobs, and 1,000 of a tenant, by submission; listings read it | 31 days after the last one |
+| `penstock:{q}:recent`, `:recent:<tenant>` | list | the newest 10,000 jobs, and 1,000 of a tenant, by submission; listings read it | 31 days after the last one |
 | `penstock:{q}:affinity` | hash | slot of a cache-affinity tag -> the worker that last ran one, and when | the queue's; at most 65,536 slots |
 | `penstock:{q}:stats` | hash | counters and gauges of the queue | the queue's |
 | `penstock:{q}:config` | hash | the operator's bounds for the queue | the queue's |

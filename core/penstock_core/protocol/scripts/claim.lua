@@ -48,7 +48,10 @@ end
 -- The two orders of a level, heads and fair, as far as this call has read them: the first few tenants that may be served,
 -- and the horizon, the score from which on there may be others. Changes stay here until written back.
 local FEW = 8
-local passed = {} -- level and tenant that have nothing (more) for this worker, for this call
+local passed = {} -- level -> tenants that have nothing (more) for this worker, for this call
+for p = 0, 9 do
+  passed[p] = {}
+end
 
 local function read_order(order)
   for i = 1, #order do
@@ -63,7 +66,7 @@ local function read_order(order)
     local page = call('ZRANGE', order.key, from, from + FEW, 'WITHSCORES')
     for i = 1, #page, 2 do
       local tenant, score = page[i], tonumber(page[i + 1])
-      if not passed[order.priority .. ':' .. tenant] and is_open(tenant) then
+      if not passed[order.priority][tenant] and is_open(tenant) then
         if #order == FEW then
           order.horizon = score
           return
@@ -77,16 +80,16 @@ end
 
 -- The tenant with the least score that may be served, or nil.
 local function least_of(order)
+  local done = passed[order.priority]
   for _ = 1, 2 do
-    local best
+    local best, least
     for i = 1, #order do
       local place = order[i]
-      if (not best or place.score < best.score) and open[place.tenant]
-        and not passed[order.priority .. ':' .. place.tenant] then
-        best = place
+      if (not best or place.score < least) and open[place.tenant] and not done[place.tenant] then
+        best, least = place, place.score
       end
     end
-    if not order.horizon or (best and best.score <= order.horizon) then
+    if not order.horizon or (best and least <= order.horizon) then
       return best
     end
     read_order(order)
@@ -96,8 +99,11 @@ end
 
 local function rescore(order, tenant, score)
   for i = 1, #order do
-    if order[i].tenant == tenant then
-      order[i].score, order[i].changed = score, true
+    local place = order[i]
+    if place.tenant == tenant then
+      if place.score ~= score then
+        place.score, place.changed = score, true
+      end
       return
     end
   end
@@ -141,17 +147,26 @@ local function owned_elsewhere(tag)
 end
 
 local dropped = 0
-local lines = {} -- level and tenant -> what is known of its two streams
+local lines = {} -- what is known of the two streams of each level and tenant
+local line_at = {} -- level -> tenant -> its line
+for p = 0, 9 do
+  line_at[p] = {}
+end
+
+-- Pointers stand at stream[head] to stream[tail], oldest first.
+local function stream_of(at, name)
+  return { at = at, key = Q .. at .. ':' .. name, head = 1, tail = 0, last = nil, spent = false, taken = {} }
+end
 
 local function line_of(priority, tenant)
-  local name = priority .. ':' .. tenant
-  local line = lines[name]
+  local line = line_at[priority][tenant]
   if not line then
-    line = { name = name, priority = priority, tenant = tenant }
-    for _, at in ipairs({ 'ready', 'resume' }) do
-      line[at] = { at = at, key = Q .. at .. ':' .. name, first = 1, last = nil, spent = false, taken = {} }
-    end
-    lines[name] = line
+    local name = priority .. ':' .. tenant
+    line = {
+      priority = priority, tenant = tenant, started = 0, ready = stream_of('ready', name), resume = stream_of('resume', name),
+    }
+    line_at[priority][tenant] = line
+    lines[#lines + 1] = line
   end
   return line
 end
@@ -164,37 +179,49 @@ local function drop_pointer(stream, entry, id, why)
   dropped = dropped + 1
 end
 
--- Have up to `wanted` well-formed pointers of a stream at hand, oldest first.
+-- Have up to `wanted` well-formed pointers of a stream at hand.
 local function fill(stream, wanted)
-  while #stream < wanted and not stream.spent do
+  while stream.tail - stream.head + 1 < wanted and not stream.spent do
     local page = call('XRANGE', stream.key, stream.last and '(' .. stream.last or '-', '+', 'COUNT', PAGE)
     stream.spent = #page < PAGE
     for i = 1, #page do
       local entry, fields = page[i][1], page[i][2]
       stream.last = entry
-      local id, t = entry_field(fields, 'id'), tonumber(entry_field(fields, 't'))
+      local id, t, cost, tag
+      if fields[1] == 'id' and fields[3] == 't' and fields[5] == 'cost' and fields[7] == 'tag' then
+        id, t, cost, tag = fields[2], tonumber(fields[4]), num(fields[6]), fields[8]
+      else
+        id, t = entry_field(fields, 'id'), tonumber(entry_field(fields, 't'))
+        cost, tag = num(entry_field(fields, 'cost')), entry_field(fields, 'tag') or ''
+      end
       if not id or not t then
         drop_pointer(stream, entry, id, 'the pointer names no job or no time')
       else
-        stream[#stream + 1] = {
-          entry = entry, id = id, t = t, cost = num(entry_field(fields, 'cost')), tag = entry_field(fields, 'tag') or '',
-        }
+        stream.tail = stream.tail + 1
+        stream[stream.tail] = { entry = entry, id = id, t = t, cost = cost, tag = tag }
       end
     end
   end
-  return stream
+  return stream[stream.head]
+end
+
+-- Take the pointer at a position out; those before it, a window at most, move up.
+local function take_out(stream, position)
+  for i = position, stream.head + 1, -1 do
+    stream[i] = stream[i - 1]
+  end
+  stream[stream.head] = nil
+  stream.head = stream.head + 1
 end
 
 -- Which job of a tenant is next: its stream and position there, or nil where all wait for another worker.
 local function choose(line, by_age)
-  local resume, ready = fill(line.resume, 1), fill(line.ready, by_age and 1 or WINDOW)
-  if by_age and resume[1] and ready[1] then
-    return resume[1].t <= ready[1].t and resume or ready, 1
+  local resume, ready = line.resume, line.ready
+  local interrupted, first = fill(resume, 1), fill(ready, by_age and 1 or WINDOW)
+  if interrupted and not (by_age and first and first.t < interrupted.t) then
+    return resume, resume.head
   end
-  if resume[1] then
-    return resume, 1
-  end
-  for i = 1, math.min(#ready, WINDOW) do
+  for i = ready.head, math.min(ready.tail, ready.head + WINDOW - 1) do
     local pointer = ready[i]
     if by_age or pointer.tag == '' or now - pointer.t >= patience or not owned_elsewhere(pointer.tag) then
       return ready, i
@@ -208,7 +235,7 @@ local levels = {} -- most urgent first: {priority, heads, fair}
 
 -- A pointer left a tenant's line: its head may be another.
 local function advance(level, line)
-  local ready, resume = fill(line.ready, 1)[1], fill(line.resume, 1)[1]
+  local ready, resume = fill(line.ready, 1), fill(line.resume, 1)
   local head = ready and ready.t
   if resume and (not head or resume.t < head) then
     head = resume.t
@@ -216,7 +243,7 @@ local function advance(level, line)
   if head then
     rescore(level.heads, line.tenant, head)
   else
-    passed[line.name] = true
+    passed[line.priority][line.tenant] = true
   end
 end
 
@@ -240,15 +267,15 @@ local FIELDS = {
   'client', 'enqueued', 'crashes', 'errors', 'retries', 'trace',
 }
 local lease_until = string.format('%.0f', now + lease_ms)
-local leases, held, claimed = {}, {}, {}
+local leases, held, claimed, started_bytes = {}, {}, {}, 0
 
 local function start(line, pointer, job)
   local id, tenant, tag = pointer.id, line.tenant, pointer.tag
-  local attempt = num(job[6]) + 1
+  local attempt = text(num(job[6]) + 1)
   local charged = num(job[7]) + 2 * math.max(num(job[8]), num(job[9]))
   charge_now(tenant, charged - num(job[10]))
   call('HSET', Q .. 'job:' .. id, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now_text, 'charged',
-    charged)
+    text(charged))
   if job[4] then
     call('ZREM', Q .. 'deadlines', id)
   end
@@ -257,26 +284,25 @@ local function start(line, pointer, job)
     taken_tags[#taken_tags + 1] = now_text .. ' ' .. worker .. ' ' .. tag
     ours[tag], owners[tag] = true, false
   end
-  tally(tenant, 'queued', -1)
-  tally(tenant, 'running', 1)
-  count('waiting_bytes', -#job[5])
+  line.started = line.started + 1
+  started_bytes = started_bytes + #job[5]
   if room[tenant] then
     room[tenant] = room[tenant] - 1
     open[tenant] = room[tenant] > 0
   end
   local chunks = {}
-  if attempt > 1 then
+  if job[6] then
     local log = call('XRANGE', Q .. 'events:' .. id, '-', '+')
     for i = 1, #log do
       chunks[i] = entry_field(log[i][2], 'c')
     end
   end
-  leases[#leases + 1] = lease_until
-  leases[#leases + 1] = id
-  held[#held + 1] = id
-  claimed[#claimed + 1] = {
-    id, attempt, job[5], line.priority, tenant, job[12] or '', job[13] or job[11], now, job[4] or '', job[14] or '', job[15] or '',
-    job[16] or '', job[17] or '', chunks,
+  local n = #claimed + 1
+  leases[2 * n - 1], leases[2 * n] = lease_until, id
+  held[n] = id
+  claimed[n] = {
+    id, attempt, job[5], line.priority, tenant, job[12], job[13] or job[11], now_text, job[4], job[14], job[15], job[16], job[17],
+    chunks,
   }
 end
 
@@ -285,7 +311,7 @@ local function take(line, stream, position)
   local pointer = stream[position]
   local job = call('HMGET', Q .. 'job:' .. pointer.id, unpack(FIELDS))
   if job[1] ~= 'queued' or job[2] ~= pointer.entry or job[3] ~= stream.at then
-    table.remove(stream, position)
+    take_out(stream, position)
     drop_pointer(stream, pointer.entry, pointer.id, job[1] and 'the job waits elsewhere' or 'the job it names is gone')
     return true
   end
@@ -293,7 +319,7 @@ local function take(line, stream, position)
   if not expired and pointer.cost > free_tokens and not (idle and #claimed == 0) then
     return false
   end
-  table.remove(stream, position)
+  take_out(stream, position)
   if expired then
     end_by_template(load_job(pointer.id), 'expired', ARGV[8], ARGV[9])
     dropped = dropped + 1
@@ -347,7 +373,7 @@ while #claimed < wanted and dropped < MAX_DROPPED do
   local line = line_of(level.priority, tenant)
   local stream, position = choose(line, by_age)
   if not stream then
-    passed[line.name] = true
+    passed[line.priority][line.tenant] = true
   elseif take(line, stream, position) then
     advance(level, line)
   else
@@ -356,13 +382,17 @@ while #claimed < wanted and dropped < MAX_DROPPED do
 end
 
 -- Write back what was decided.
-for _, line in pairs(lines) do
+for _, line in ipairs(lines) do
   for _, at in ipairs({ 'ready', 'resume' }) do
     if #line[at].taken > 0 then
       call('XDEL', line[at].key, unpack(line[at].taken))
     end
   end
   refresh_head(line.priority, line.tenant)
+  if line.started > 0 then
+    tally(line.tenant, 'queued', -line.started)
+    tally(line.tenant, 'running', line.started)
+  end
 end
 for tenant, delta in pairs(charges) do
   tally(tenant, 'charge', delta)
@@ -374,6 +404,7 @@ if #claimed > 0 then
     call('HSET', Q .. 'affinity', unpack(taken_tags))
   end
   count('claimed', #claimed)
+  count('waiting_bytes', -started_bytes)
   -- The recent rate of departures, exponentially decayed: submit's retry-after is made from it.
   local rate = call('HMGET', Q .. 'stats', 'rate_count', 'rate_at')
   local faded = num(rate[1]) * math.exp(-math.max(0, now - num(rate[2])) / RATE_WINDOW_MS)

@@ -10,51 +10,54 @@
 
 local worker = ARGV[2]
 
--- Append the last chunks. Returns the fields to store, or nil where a chunk leaves a gap: then nothing is appended.
+-- Append the last chunks. Returns the fields to store; nil where a chunk leaves a gap: what came before it is the log's.
 local function append_last(job, at, chunks)
-  local offsets, appended = {}, 0
-  for i = 0, chunks - 1 do
-    local field = 'off:' .. ARGV[at + 4 * i]
-    local offset, n, payload = tonumber(ARGV[at + 4 * i + 1]), tonumber(ARGV[at + 4 * i + 2]), ARGV[at + 4 * i + 3]
+  local offsets, fields, appended, gap = {}, {}, 0, false
+  for i = at, at + 4 * (chunks - 1), 4 do
+    local index, offset, n = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+    local field = index == '0' and 'off:0' or 'off:' .. index
     local next_offset = offsets[field] or num(job[field] or call('HGET', Q .. 'job:' .. job.id, field))
-    local outcome = append_chunk(job.id, job.client, offset, n, payload, next_offset)
+    local outcome = append_chunk(job.id, job.client, offset, n, ARGV[i + 3], next_offset)
     if outcome == 'gap' then
       count('gaps')
-      return nil
+      gap = true
+      break
     end
     if outcome == 'new' then
       appended = appended + n
       offsets[field] = offset + n
     end
   end
-  if appended == 0 then
-    return {}
+  if appended > 0 then
+    job.tokens = num(job.tokens) + appended
+    count('tokens_out', appended)
+    fields[1], fields[2] = 'tokens', text(job.tokens)
+    for field, offset in pairs(offsets) do
+      fields[#fields + 1] = field
+      fields[#fields + 1] = text(offset)
+    end
+    if gap then
+      call('HSET', Q .. 'job:' .. job.id, unpack(fields))
+    end
   end
-  job.tokens = num(job.tokens) + appended
-  count('tokens_out', appended)
-  local fields = { 'tokens', job.tokens }
-  for field, offset in pairs(offsets) do
-    fields[#fields + 1] = field
-    fields[#fields + 1] = offset
-  end
-  return fields
+  return not gap and fields or nil
 end
 
 local function finish(at, chunks)
-  local id, attempt, state, ended = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local prompt_tokens, completion_tokens = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  local job, other = held_job(id, worker, attempt, NAMES_TO_END)
+  local attempt = ARGV[at + 1]
+  local job, other = held_job(ARGV[at], worker, attempt, NAMES_TO_END)
   if not job then
     if other and other.owner == worker and other.attempt == attempt then
       return 'ok'
     end
-    return fence(id, worker, attempt)
+    return fence(ARGV[at], worker, attempt)
   end
+  local prompt_tokens, completion_tokens = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   local fields = append_last(job, at + 7, chunks)
   if not fields then
     return 'fenced'
   end
-  end_job(job, state, ended, worker, fields)
+  end_job(job, ARGV[at + 2], ARGV[at + 3], worker, fields)
   charge_to(job, prompt_tokens + 2 * completion_tokens)
   count('tokens_in', prompt_tokens)
   -- Tokens never streamed (best_of) count when the job ends.
@@ -62,8 +65,8 @@ local function finish(at, chunks)
   return 'ok'
 end
 
-local replies, at = {}, 3
-while at <= #ARGV do
+local replies, at, last = {}, 3, #ARGV
+while at <= last do
   local chunks = tonumber(ARGV[at + 6])
   replies[#replies + 1] = finish(at, chunks)
   at = at + 7 + 4 * chunks

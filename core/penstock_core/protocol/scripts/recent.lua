@@ -7,16 +7,20 @@
 --@include base
 
 local key = Q .. 'recent' .. (ARGV[2] == '' and '' or ':' .. ARGV[2])
-local first = 0
+local stop = -1 -- the newest that is wanted; the index is oldest first
 if ARGV[4] ~= '' then
-  local rank = call('ZREVRANK', key, ARGV[4])
-  if not rank then
+  local found = call('LPOS', key, ARGV[4], 'RANK', -1)
+  if not found then
     return { 0 }
   end
-  first = rank + 1
+  stop = found - 1
 end
 local reply = { 1 }
-for _, id in ipairs(call('ZREVRANGE', key, first, first + tonumber(ARGV[3]) - 1)) do
-  reply[#reply + 1] = id
+if stop ~= -1 or ARGV[4] == '' then
+  local start = stop < 0 and -tonumber(ARGV[3]) or math.max(0, stop - tonumber(ARGV[3]) + 1)
+  local ids = call('LRANGE', key, start, stop)
+  for i = #ids, 1, -1 do
+    reply[#reply + 1] = ids[i]
+  end
 end
 return reply

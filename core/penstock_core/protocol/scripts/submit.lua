@@ -32,7 +32,9 @@ local function retry_after_ms()
 end
 
 local limits = {} -- tenant -> its limits, count and token bucket
-local recent = {} -- tenant, and '' for all of them -> flat list of submission times and ids accepted by this call
+local accepted = {} -- ids, in order
+local accepted_of = {} -- tenant -> the same of its own
+local accepted_bytes, ring = 0, false
 
 local function limits_of(tenant)
   local t = limits[tenant]
@@ -81,15 +83,10 @@ end
 local function accept(at, id, key)
   local request, priority, tenant = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local input, output, affinity = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  local deadline_ms, dedupe = tonumber(ARGV[at + 7]), ARGV[at + 12]
-  local due = math.max(now + tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9]))
-  local deadline = ''
-  if deadline_ms > 0 then
-    deadline = now + deadline_ms
-    call('ZADD', Q .. 'deadlines', deadline, id)
-  end
-  if dedupe ~= '' then
-    call('SET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe, id)
+  local deadline_ms, dedupe = ARGV[at + 7], ARGV[at + 12]
+  local due = now
+  if ARGV[at + 8] ~= '0' or ARGV[at + 9] ~= '0' then
+    due = math.max(now + tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9]))
   end
   local state, entry = 'queued', ''
   if due > now then
@@ -97,81 +94,105 @@ local function accept(at, id, key)
     call('ZADD', Q .. 'delayed', due, id)
     tally(tenant, 'delayed', 1)
   else
-    entry = stand_in('ready', id, priority, tenant, now_text, num(input) + num(output), affinity)
+    entry = stand_in('ready', id, priority, tenant, now_text, text(num(input) + num(output)), affinity)
   end
   local fields = {
     'state', state, 'request', request, 'priority', priority, 'tenant', tenant, 'submitted', now_text, 'input', input,
-    'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'at', 'ready', 'entry', entry,
+    'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'at', 'ready', 'entry', entry, 'client', client,
+    'affinity', affinity,
   }
+  local n = #fields
   local function set(name, value)
-    if value ~= '' then
-      fields[#fields + 1] = name
-      fields[#fields + 1] = value
-    end
+    fields[n + 1], fields[n + 2] = name, value
+    n = n + 2
   end
   if due > now then
-    set('enqueued', due)
+    set('enqueued', text(due))
   end
-  set('client', client)
-  set('deadline', deadline)
-  set('affinity', affinity)
-  set('dedupe', dedupe)
-  set('metadata', ARGV[at + 13])
-  set('trace', ARGV[at + 14])
-  call('HSET', key, unpack(fields))
-  count('submitted')
-  count('waiting_bytes', #request)
-  for _, whose in ipairs({ tenant, '' }) do
-    recent[whose] = recent[whose] or {}
-    table.insert(recent[whose], now_text)
-    table.insert(recent[whose], id)
+  if deadline_ms ~= '0' then
+    local deadline = text(now + tonumber(deadline_ms))
+    call('ZADD', Q .. 'deadlines', deadline, id)
+    set('deadline', deadline)
   end
-  return state
+  if dedupe ~= '' then
+    call('SET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe, id)
+    set('dedupe', dedupe)
+  end
+  if ARGV[at + 13] ~= '' then
+    set('metadata', ARGV[at + 13])
+  end
+  if ARGV[at + 14] ~= '' then
+    set('trace', ARGV[at + 14])
+  end
+  call('HSET', key, unpack(fields, 1, n))
+  ring = ring or state == 'queued'
+  accepted_bytes = accepted_bytes + #request
+  local own = accepted_of[tenant]
+  if not own then
+    own = {}
+    accepted_of[tenant] = own
+  end
+  own[#own + 1], accepted[#accepted + 1] = id, id
 end
 
 -- The indexes that a listing reads: the newest jobs of a tenant and of all, bounded in number and in time.
 local RECENT_OF_TENANT, RECENT_OF_ALL, RECENT_MS = 1000, 10000, 31 * 86400000
+local PART = 1000 -- Lua's stack bounds what unpack can give
 
-local function remember_recent()
-  for whose, entries in pairs(recent) do
-    local key = Q .. 'recent' .. (whose == '' and '' or ':' .. whose)
-    for first = 1, #entries, 1000 do -- Lua's stack bounds what unpack can give
-      call('ZADD', key, unpack(entries, first, math.min(first + 999, #entries)))
-    end
-    call('ZREMRANGEBYRANK', key, 0, -(whose == '' and RECENT_OF_ALL or RECENT_OF_TENANT) - 1)
-    call('PEXPIRE', key, RECENT_MS)
+local function remember(key, ids, most)
+  for first = 1, #ids, PART do
+    call('RPUSH', key, unpack(ids, first, math.min(first + PART - 1, #ids)))
   end
+  call('LTRIM', key, -most, -1)
+  call('PEXPIRE', key, RECENT_MS)
 end
 
-local function submit(at)
-  local id, tenant, dedupe = ARGV[at], ARGV[at + 3], ARGV[at + 12]
-  local key = Q .. 'job:' .. id
+local keys, known = {}, 0 -- of the jobs, and how many of them exist
+for i = 1, n do
+  keys[i] = Q .. 'job:' .. ARGV[4 + (i - 1) * FIELDS]
+end
+for first = 1, n, PART do
+  known = known + call('EXISTS', unpack(keys, first, math.min(first + PART - 1, n)))
+end
+
+local ACCEPTED = { 'accepted' }
+local seen = {} -- ids accepted by this call
+
+local function submit(at, key)
+  local id, dedupe = ARGV[at], ARGV[at + 12]
   if dedupe ~= '' then
-    local existing = call('GET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe)
+    local existing = call('GET', Q .. 'dedupe:' .. ARGV[at + 3] .. ':' .. dedupe)
     if existing then
       count('duplicates')
       return { 'duplicate', existing }
     end
   end
-  if call('EXISTS', key) == 1 then
+  if seen[id] or (known > 0 and call('EXISTS', key) == 1) then
     count('duplicates')
     return { 'duplicate', id }
   end
-  local refusal = no_room(tenant, num(ARGV[at + 4]) + num(ARGV[at + 5]), #ARGV[at + 1])
+  local refusal = no_room(ARGV[at + 3], num(ARGV[at + 4]) + num(ARGV[at + 5]), #ARGV[at + 1])
   if refusal then
     count('refused')
     return refusal
   end
-  return { 'accepted', accept(at, id, key) }
+  accept(at, id, key)
+  seen[id] = true
+  return ACCEPTED
 end
 
-local replies, ring = {}, false
+local replies = {}
 for i = 1, n do
-  local reply = submit(4 + (i - 1) * FIELDS)
-  ring = ring or (reply[1] == 'accepted' and reply[2] == 'queued')
-  replies[i] = reply
+  replies[i] = submit(4 + (i - 1) * FIELDS, keys[i])
 end
-remember_recent()
+if #accepted > 0 then
+  count('submitted', #accepted)
+  count('waiting_bytes', accepted_bytes)
+  remember(Q .. 'recent', accepted, RECENT_OF_ALL)
+  for tenant, own in pairs(accepted_of) do
+    remember(Q .. 'recent:' .. tenant, own, RECENT_OF_TENANT)
+  end
+end
 flush()
 for tenant, t in pairs(limits) do
   if t.charged then

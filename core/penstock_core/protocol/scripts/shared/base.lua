@@ -18,6 +18,17 @@ local function num(value)
   return tonumber(value) or 0
 end
 
+-- An integer as text: a number given to redis.call is printed as a float, which costs more than the rest of its command.
+local texts = {}
+local function text(n)
+  local known = texts[n]
+  if not known then
+    known = string.format('%.0f', n)
+    texts[n] = known
+  end
+  return known
+end
+
 -- Settings an operator can override in the hash `config`; 0 means no limit. QueueConfig in config.py says the same.
 local DEFAULTS = {
   max_waiting_jobs = 100000,
@@ -47,7 +58,7 @@ local RATE_WINDOW_MS = 30000 -- time constant of the departure rate in `stats`
 
 local counts = {}  -- field of `stats` -> change
 local tallies = {} -- tenant -> {queued, delayed, running, charge}: changes
-local frames = {}  -- client -> list of packed [job id, event] pairs
+local frames = {}  -- client -> pieces of packed [job id, event] pairs, and how many pairs they make
 local leaving = {} -- worker -> ids of jobs it lets go
 
 local function count(name, by)
@@ -82,16 +93,29 @@ local function pack_text(text)
   return '\218' .. char(floor(#text / 256), #text % 256) .. text
 end
 
+local id_heads, event_heads = {}, {} -- length -> what msgpack puts before a pair and an id, before an event of that length
+
 -- Push one event of a job: on its own channel now, to its client in one frame at the end of the call.
 local function tell(id, client, event)
   call('PUBLISH', Q .. 'channel:' .. id, event)
   if client ~= '' then
     local frame = frames[client]
     if not frame then
-      frame = {}
+      frame = { pairs = 0, pieces = 0 }
       frames[client] = frame
     end
-    frame[#frame + 1] = '\146\217' .. char(#id) .. id .. '\198' .. be32(#event) .. event
+    local id_head, event_head = id_heads[#id], event_heads[#event]
+    if not id_head then
+      id_head = '\146\217' .. char(#id)
+      id_heads[#id] = id_head
+    end
+    if not event_head then
+      event_head = '\198' .. be32(#event)
+      event_heads[#event] = event_head
+    end
+    local at = frame.pieces
+    frame[at + 1], frame[at + 2], frame[at + 3], frame[at + 4] = id_head, id, event_head, event
+    frame.pairs, frame.pieces = frame.pairs + 1, at + 4
   end
 end
 
@@ -149,7 +173,7 @@ local function flush()
     end
   end
   for client, frame in pairs(frames) do
-    call('PUBLISH', Q .. 'client:' .. client, '\221' .. be32(#frame) .. table.concat(frame))
+    call('PUBLISH', Q .. 'client:' .. client, '\221' .. be32(frame.pairs) .. table.concat(frame))
   end
   counts, tallies, frames, leaving = {}, {}, {}, {}
 end

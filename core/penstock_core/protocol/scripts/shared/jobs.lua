@@ -154,21 +154,19 @@ local function end_job(job, state, ended, owner, more)
   local key, log = Q .. 'job:' .. job.id, Q .. 'events:' .. job.id
   local ttl = job.ttl
   local fields = more or {}
-  local function set(name, value)
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
-  end
-  set('state', state)
-  set('finished', now_text)
-  set('result', ended)
+  local n = #fields
+  fields[n + 1], fields[n + 2], fields[n + 3], fields[n + 4], fields[n + 5], fields[n + 6] =
+    'state', state, 'finished', now_text, 'result', ended
+  n = n + 6
   if owner ~= job.owner then
-    set('owner', owner)
+    fields[n + 1], fields[n + 2] = 'owner', owner
+    n = n + 2
   end
   if state == 'dead' then
-    ttl = math.max(num(ttl), setting('dead_ttl_ms'))
-    set('crashes', job.crashes)
+    ttl = text(math.max(num(ttl), setting('dead_ttl_ms')))
+    fields[n + 1], fields[n + 2] = 'crashes', job.crashes
   elseif state ~= 'failed' then
-    set('request', '') -- nobody runs it again: give its memory back
+    fields[n + 1], fields[n + 2] = 'request', '' -- nobody runs it again: give its memory back
   end
   call('HSET', key, unpack(fields))
   call('XADD', log, '*', 'end', state)
