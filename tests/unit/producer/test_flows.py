@@ -92,7 +92,7 @@ class World:
                 return [[self.state.encode(), *[b""] * (STATUS_FIELDS - 1)]]
             case "reclaim":
                 self.append(JobEnded(JobState.EXPIRED, 0))
-                return [[], [], [b"job"], 0, []]
+                return [[], [], [b"job"], 0, [], []]
         raise AssertionError(script)
 
     def drive(self, flow: Flow[Any]) -> tuple[list[TokenChunk], Any]:
