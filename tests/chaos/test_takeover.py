@@ -9,7 +9,7 @@ import pytest
 from penstock import Client, FinishReason
 from tests.chaos.conftest import StartWorker
 from tests.chaos.ledger import Follower, account
-from tests.worker_process import holders, snapshot, until
+from tests.worker_process import WorkerProcess, holders, snapshot, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -141,8 +141,6 @@ def test_a_cancelled_job_of_a_dead_worker_ends_cancelled(client: Client, start_w
 
 def test_redis_killed_and_restarted_loses_no_job(start_redis: Any, tmp_path: Any, queue: str) -> None:
     """With AOF a killed server comes back with all it acknowledged; client and worker go on by themselves."""
-    from tests.worker_process import WorkerProcess
-
     server = start_redis(None, "--appendfsync", "always")
     with Client(server.url, queue=queue, patience_s=120) as client:
         worker = WorkerProcess(server.url, tmp_path, "w1", "--queue", queue)
@@ -160,3 +158,33 @@ def test_redis_killed_and_restarted_loses_no_job(start_redis: Any, tmp_path: Any
             assert worker.wait() == 0, worker.log
         finally:
             worker.end()
+
+
+def test_a_worker_that_died_with_redis_is_missed_when_redis_is_back(
+    start_redis: Any, tmp_path: Any, queue: str
+) -> None:
+    """Its heartbeat is old as everybody's, and nobody's connection survived: who comes back shows who does not."""
+    server = start_redis(None, "--appendfsync", "always")
+    with Client(server.url, queue=queue, patience_s=120) as client:
+        workers = [WorkerProcess(server.url, tmp_path, f"w{n}", "--queue", queue, "--lease-s", "600") for n in (1, 2)]
+        try:
+            for worker in workers:
+                worker.wait_until_ready(client)
+            jobs = [
+                Follower(client.submit(PROMPT, temperature=0.9, seed=n, **{**LONG, "max_tokens": 900}))
+                for n in range(6)
+            ]
+            for follower in jobs:
+                assert follower.started.wait(90)
+            victim = next(worker for worker in workers if holders(client, worker.worker_id))
+            survivor = next(worker for worker in workers if worker is not victim)
+            server.kill()
+            victim.kill()
+            server.start()
+            results = [account(client, follower) for follower in jobs]
+            assert {result.worker for result in results} == {survivor.worker_id}
+            stats = snapshot(client).stats
+            assert (stats["reclaimed"] > 0, stats["fenced"]) == (True, 0), "the survivor was never taken for gone"
+        finally:
+            for worker in workers:
+                worker.end()
