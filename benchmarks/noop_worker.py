@@ -76,7 +76,12 @@ class NoopEngine:
         cache = CacheStatistics(**dict.fromkeys(CacheStatistics.__dataclass_fields__, 0))
         budget = BatchingConfig(max_num_sequences=_SEQUENCES, max_batch_tokens=_TOKENS, max_model_len=_TOKENS)
         zero.update(
-            finished={}, cache=cache, speculation=None, token_budget=budget.max_batch_tokens, sequence_limit=_SEQUENCES
+            finished={},
+            cache=cache,
+            speculation=None,
+            memory=(),
+            token_budget=budget.max_batch_tokens,
+            sequence_limit=_SEQUENCES,
         )
         return PipelineStatistics(**zero)
 

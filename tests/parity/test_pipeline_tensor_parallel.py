@@ -1,132 +1,78 @@
-"""A model cut over processes says what it says whole; a group that loses a rank ends, and says so."""
+"""A model cut over processes says what it says whole."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-import transformers
 
-from penstock_core.cache import PageConfig
-from penstock_core.distributed import DistributedConfig
-from penstock_core.models import UnsupportedModel
-from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
-from penstock_core.protocol.errors import EngineFailed
-from penstock_core.protocol.requests import SamplingParams
-from tests.parity.checkpoints import write_checkpoint
+from penstock_core.pipeline import InferencePipelineExecutor
+from penstock_core.protocol.requests import ResponseFormat, SamplingParams
+from tests.parity.cuts import CUTS, PROMPTS, SAMPLED, SHARED, checkpoint, executor, follower_ids, one_thread
+
+__all__ = ["checkpoint", "one_thread"]
 
 pytestmark = pytest.mark.parity
 
-BUNDLED = Path(__file__).parents[2] / "worker/penstock_worker/bundled/penstock-story"
-SAMPLED = SamplingParams(temperature=0.8, seed=3, max_tokens=24, ignore_eos=True)
-PROMPTS = [[(7 * i + 13 * n) % 2000 + 7 for i in range(n)] for n in (3, 17, 40)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    config = transformers.LlamaConfig(
-        vocab_size=2048,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=1,
+def alone(checkpoint: Path) -> InferencePipelineExecutor:
+    """The whole model in one process, with room for everything."""
+    return executor(checkpoint, {})
+
+
+@pytest.fixture(scope="module", params=CUTS)
+def group(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[InferencePipelineExecutor]:
+    """The same model cut, with so little room that prompts enter in chunks and sequences take turns."""
+    made = executor(
+        checkpoint, CUTS[request.param], num_pages=20, host_pages=50, max_batch_tokens=24, max_num_sequences=8
     )
-    write_checkpoint(folder, config)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BUNDLED / name, folder)
-    return folder
+    processes = [psutil.Process(pid) for pid in follower_ids(made)]
+    yield made
+    assert made.pipeline.engine.fallen() is None
+    made.shutdown(timeout_s=30)
+    assert not psutil.wait_procs(processes, timeout=30)[1], "followers outlive their group"
 
 
-def executor(checkpoint: Path, ranks: int, **page: int) -> InferencePipelineExecutor:
-    return InferencePipelineExecutor(
-        PipelineConfig(
-            checkpoint,
-            device="cpu",
-            max_model_len=128,
-            max_batch_tokens=6000,
-            page=PageConfig(page_size=8, num_pages=page.pop("num_pages", 100), **page),
-            distributed=DistributedConfig(tensor_parallel=ranks, timeout_s=60.0),
-        )
-    )
-
-
-def follower_ids(engine: InferencePipelineExecutor) -> list[int]:
-    followers = engine.pipeline.engine._followers
-    assert followers is not None
-    return followers.process_ids
-
-
-def test_two_ranks_generate_what_one_does(checkpoint: Path) -> None:
+def test_seeded_tokens_and_logprobs(alone: InferencePipelineExecutor, group: InferencePipelineExecutor) -> None:
     options = [
         SAMPLED,
         SAMPLED.model_copy(update={"n": 3, "logprobs": 2}),
         SAMPLED.model_copy(update={"temperature": 0.0, "prompt_logprobs": 1}),
     ]
-    alone = executor(checkpoint, 1).generate(PROMPTS, options)
-    group = executor(checkpoint, 2, num_pages=20, host_pages=50)
-    for _ in range(2):  # the second time with hits, evictions and trips to host memory
+    expected = alone.generate(PROMPTS, options)
+    for _ in range(2):  # the second time with cached prefixes
         together = group.generate(PROMPTS, options)
-        for one, two in zip(alone, together, strict=True):
+        for one, two in zip(expected, together, strict=True):
             assert [choice.token_ids for choice in two.choices] == [choice.token_ids for choice in one.choices]
-        for one_record, two_record in zip(
-            alone[2].prompt_logprobs or (), together[2].prompt_logprobs or (), strict=True
-        ):
-            if one_record is not None and two_record is not None:
-                assert two_record.logprob == pytest.approx(one_record.logprob, abs=1e-4)
-    assert group.statistics().cache.restored_pages > 0
-    processes = [psutil.Process(pid) for pid in follower_ids(group)]
-    group.shutdown(timeout_s=30)
-    assert not psutil.wait_procs(processes, timeout=30)[1], "followers outlive their group"
+        records = zip(expected[2].prompt_logprobs or (), together[2].prompt_logprobs or (), strict=True)
+        compared = [(one, two) for one, two in records if one is not None and two is not None]
+        assert len(compared) == len(PROMPTS[2]) - 1
+        for one_record, two_record in compared:
+            assert two_record.logprob == pytest.approx(one_record.logprob, abs=1e-4)
 
 
-def test_step_that_needs_more_than_one_frame(checkpoint: Path) -> None:
-    prompts = [[(11 * i + 17 * n) % 2000 + 7 for i in range(100)] for n in range(40)]
-    short = SAMPLED.model_copy(update={"max_tokens": 2})
-    group = executor(checkpoint, 2, num_pages=800)
-    together = group.generate(prompts, short)
-    group.shutdown(timeout_s=30)
-    alone = executor(checkpoint, 1, num_pages=800).generate(prompts, short)
-    assert [result.token_ids for result in together] == [result.token_ids for result in alone]
+def test_prefixes_evictions_trips_to_host_memory_and_preemption(
+    alone: InferencePipelineExecutor, group: InferencePipelineExecutor
+) -> None:
+    before = group.statistics()
+    prompts = [SHARED + PROMPTS[1][: n + 1] for n in range(4)] + [PROMPTS[2], *(SHARED[n:] for n in (3, 9))]
+    expected = [result.token_ids for result in alone.generate(prompts, SAMPLED)]
+    for _ in range(2):
+        assert [result.token_ids for result in group.generate(prompts, SAMPLED)] == expected
+    after = group.statistics()
+    assert after.cache.hit_tokens > before.cache.hit_tokens
+    assert after.cache.restored_pages > 0
+    assert after.preemptions > 0
+    assert after.batch_tokens / after.steps < 24
 
 
-def test_lost_rank_ends_the_group_and_its_requests_with_the_reason(checkpoint: Path) -> None:
-    engine = executor(checkpoint, 2)
-    os.kill(follower_ids(engine)[0], signal.SIGKILL)
-    with pytest.raises(EngineFailed, match=r"rank 1 .* exit code -9|group is broken"):
-        engine.generate(PROMPTS, SAMPLED)
-    engine.pipeline.engine.close()
-
-
-def test_followers_end_with_rank_0(checkpoint: Path) -> None:
-    engine = executor(checkpoint, 2)
-    process = psutil.Process(follower_ids(engine)[0])
-    followers = engine.pipeline.engine._followers
-    assert followers is not None
-    pipe = followers._processes[0].stdin
-    assert pipe is not None
-    pipe.close()  # what the end of this process would do
-    process.wait(timeout=30)
-    engine.pipeline.engine.close()
-
-
-def test_sizes_that_do_not_divide_the_model_are_refused(checkpoint: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="sizes that do: 1, 2, 4"):
-        executor(checkpoint, 3)
+def test_structured_output(alone: InferencePipelineExecutor, group: InferencePipelineExecutor) -> None:
+    formats = [ResponseFormat(choice=("lantern", "lamp", "light")), ResponseFormat(regex="[a-c]{3}-[0-9]{2}")]
+    options = [SamplingParams(temperature=1.0, seed=5, max_tokens=20, response_format=given) for given in formats]
+    expected = alone.generate(PROMPTS[:2], options)
+    together = group.generate(PROMPTS[:2], options)
+    assert [result.text for result in together] == [result.text for result in expected]
+    assert together[0].text in ("lantern", "lamp", "light")

@@ -1,4 +1,7 @@
-"""`python -m penstock_worker`: one worker, or with `--processes`, `--ranks` or `--gpus` several, supervised."""
+"""`python -m penstock_worker`: one worker, or with `--processes`, `--ranks` or `--gpus` several, supervised.
+
+Where torchrun started several of these together, rank 0 is the worker and the others follow it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import sys
 
 from penstock_core.protocol.errors import InvalidConfiguration, InvalidRequest
-from penstock_worker import flags, structured_log
+from penstock_worker import flags, follow, structured_log
 from penstock_worker.exit_codes import ExitCode
 from penstock_worker.settings import WorkerSettings, new_worker_id
 
@@ -21,11 +24,16 @@ def main() -> int:
         return ExitCode.USAGE
     if settings.worker_id is None and not settings.is_supervised:
         settings = settings.model_copy(update={"worker_id": new_worker_id()})
+    if (problem := follow.mismatch(settings, os.environ)) is not None:
+        sys.stderr.write(f"penstock worker: {problem}\n")
+        return ExitCode.USAGE
     structured_log.configure(settings.log_level, settings.log_format, settings.worker_id or "supervisor")
     return _supervise(settings) if settings.is_supervised else _work(settings)
 
 
 def _work(settings: WorkerSettings) -> ExitCode:
+    if follow.is_follower(os.environ):
+        return follow.run(settings)
     from penstock_worker.app import run  # torch is loaded here, and only here
 
     code = run(settings)

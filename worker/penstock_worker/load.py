@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from penstock_core.cache import PageConfig
@@ -27,9 +28,9 @@ T = TypeVar("T")
 
 def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> PipelineConfig:
     """The engine's configuration; raises `InvalidConfiguration` where settings contradict each other."""
-    page = PageConfig(kv_dtype=settings.kv_dtype)
+    page = PageConfig(kv_dtype=settings.kv_dtype, memory_fraction=settings.memory_fraction)
     if settings.kv_cache_tokens is not None:
-        page = PageConfig(kv_dtype=settings.kv_dtype, num_pages=-(-settings.kv_cache_tokens // page.page_size))
+        page = replace(page, num_pages=-(-settings.kv_cache_tokens // page.page_size))
     speculation = None
     if settings.speculation != "off":
         draft_model = None if settings.draft_model is None else resolve(settings.draft_model, "--draft-model").path
@@ -50,7 +51,9 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         page=page,
         prefix_cache=settings.prefix_cache,
         speculation=speculation,
-        distributed=DistributedConfig(tensor_parallel=settings.tensor_parallel),
+        distributed=DistributedConfig(
+            tensor_parallel=settings.tensor_parallel, pipeline_parallel=settings.pipeline_parallel
+        ),
         deterministic=settings.deterministic,
         target_step_ms=settings.target_step_ms,
         threads=settings.threads or _share_of_cores(settings),

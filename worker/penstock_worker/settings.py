@@ -69,9 +69,21 @@ class WorkerSettings(BaseModel):
     kv_cache_tokens: Annotated[
         int | None, Field(ge=16, description="tokens the KV cache holds; default: what the memory allows")
     ] = None
+    memory_fraction: Annotated[
+        float | None,
+        Field(
+            gt=0, le=0.95, description="share of the device's free memory to use; default: 0.9 of a GPU, 0.5 of a CPU's"
+        ),
+    ] = None
     prefix_cache: Annotated[bool, Field(description="reuse computed prefixes between requests")] = True
     tensor_parallel: Annotated[
-        int, Field(ge=1, le=64, description="processes or GPUs that one model is cut over; rank 0 is the worker")
+        int, Field(ge=1, le=64, description="processes or GPUs that each layer is cut over; rank 0 is the worker")
+    ] = 1
+    pipeline_parallel: Annotated[
+        int,
+        Field(
+            ge=1, le=64, description="stages that the layers are cut into, of --tensor-parallel processes or GPUs each"
+        ),
     ] = 1
     speculation: Annotated[
         Literal["off", "auto", "draft", "ngram", "suffix"],
@@ -132,7 +144,7 @@ class WorkerSettings(BaseModel):
     @property
     def group_size(self) -> int:
         """Ranks that serve one model together."""
-        return self.tensor_parallel
+        return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def is_supervised(self) -> bool:

@@ -12,8 +12,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from penstock_core.cache import PageConfig
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.engine import DistributedInferenceEngine, EngineConfig
@@ -26,7 +24,6 @@ def main() -> int:
     """Load this rank's part, follow, and return the exit code."""
     order: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
-    torch.set_num_threads(order["threads"])
     values = order["config"]
     config = EngineConfig(
         **{**values, "page": PageConfig(**values["page"]), "distributed": DistributedConfig(**values["distributed"])}

@@ -58,6 +58,7 @@ class EngineConfig:
     max_num_sequences: int = 64
     max_batch_tokens: int = 2048
     deterministic: bool = False
+    threads: int | None = None
     page: PageConfig = field(default_factory=PageConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
@@ -200,6 +201,8 @@ class DistributedInferenceEngine:
         place = rendezvous.place
         rendezvous.agree(launch.claims(config))
         device = launch.device_of(config.device, place)
+        if device.type == "cpu":
+            torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // place.local_size))
         if device.type == "cuda":
             torch.cuda.set_device(device)
         model_config = ModelConfig.from_checkpoint(find_checkpoint(config.model))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from penstock_core.distributed import launch
 from penstock_core.distributed.messages import Order, unpack
@@ -48,7 +47,6 @@ class Followers:
             "config": dataclasses.asdict(dataclasses.replace(config, model=str(config.model))),
             "size": size,
             "rendezvous": str(meeting),
-            "threads": torch.get_num_threads(),
         }
         self._processes = []
         for rank in range(1, size):
@@ -68,9 +66,10 @@ class Followers:
         """Which follower has ended and how, if one has, or does within `wait_s`."""
         deadline = time.monotonic() + wait_s
         while True:
-            for rank, process in enumerate(self._processes, 1):
-                if process.poll() is not None:
-                    return f"rank {rank} (process {process.pid}) ended with exit code {process.returncode}"
+            ended = [place for place in enumerate(self._processes, 1) if place[1].poll() is not None]
+            if ended:  # the one that was killed is the cause, others may have followed it
+                rank, process = min(ended, key=lambda place: place[1].returncode)
+                return f"rank {rank} (process {process.pid}) ended with exit code {process.returncode}"
             if time.monotonic() >= deadline:
                 return None
             time.sleep(0.01)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from penstock_core import __version__
 from penstock_core.distributed.config import DistributedConfig
@@ -30,7 +31,12 @@ def check_ranks(config: EngineConfig) -> None:
 
     Raises:
         UnsupportedModel: the sizes do not divide the model. BrokenCheckpoint: there is none.
+        InvalidConfiguration: this process is a rank of something already.
     """
+    if dist.is_initialized():
+        raise InvalidConfiguration(
+            "distributed", "this process is in a process group already; close that engine first, or use another process"
+        )
     distributed = config.distributed
     model = ModelConfig.from_checkpoint(find_checkpoint(config.model))
     TensorParallelGroup(0, distributed.tensor_parallel).check(model)
@@ -80,7 +86,8 @@ def device_of(name: str, place: Place) -> torch.device:
 def claims(config: EngineConfig) -> dict[str, str]:
     """What all ranks must say alike, by the name of the setting; the folder's place may differ between hosts."""
     settings = dataclasses.asdict(config)
-    del settings["model"]
+    for own in ("model", "threads"):
+        del settings[own]
     page = settings.pop("page")
     distributed = settings.pop("distributed")
     return {

@@ -15,14 +15,14 @@ from datetime import timedelta
 from pathlib import Path
 
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore  # as torch.distributed has them, typed
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistNetworkError
 
 from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration
 
 Watch = Callable[[], str | None]  # which rank has ended, if one has
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_SLICE_S = 0.25
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +131,21 @@ class Rendezvous:
             EngineFailed: a rank ended meanwhile, or did not say it in time.
         """
         deadline = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=_SLICE_S))
-                value: bytes = self.store.get(key)
-                return value.decode()
-            except DistNetworkError as error:
-                raise EngineFailed(f"rank {self.place.rank} lost the others while it waited for {key}") from error
-            except DistStoreError:  # not yet
+        try:
+            while not self.store.check([key]):
                 fallen = self.watch()
                 if fallen is not None:
-                    raise EngineFailed(f"{fallen} while the group was put together; its messages are above") from None
+                    raise EngineFailed(f"{fallen} while the group was put together; its messages are above")
                 if time.monotonic() > deadline:
                     raise EngineFailed(
                         f"rank {self.place.rank} waited {self.timeout_s:.0f} s for {key}; are all "
                         f"{self.place.size} ranks started?"
-                    ) from None
+                    )
+                time.sleep(_LOOK_S)
+            value: bytes = self.store.get(key)
+        except DistNetworkError as error:
+            raise EngineFailed(f"rank {self.place.rank} lost the others while it waited for {key}") from error
+        return value.decode()
 
     def agree(self, claims: Mapping[str, str]) -> None:
         """Compare what the ranks are about to run.

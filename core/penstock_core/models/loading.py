@@ -12,7 +12,7 @@ from penstock_core.models.config import ModelConfig
 from penstock_core.models.decoder import DecoderModel
 from penstock_core.models.errors import BrokenCheckpoint, UnsupportedModel
 from penstock_core.models.layers import BuildContext
-from penstock_core.models.parallel import Stage, TensorParallelGroup
+from penstock_core.models.parallel import WHOLE_MODEL, Stage, TensorParallelGroup
 from penstock_core.models.products import Quantization
 from penstock_core.models.weights import Progress, WeightPlan
 
@@ -62,7 +62,7 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     quantization: Quantization | None = None,
     group: TensorParallelGroup | None = None,
-    stage: Stage = Stage(),
+    stage: Stage = WHOLE_MODEL,
     deterministic: bool = False,
     progress: Progress | None = None,
 ) -> DecoderModel:

@@ -51,6 +51,9 @@ class Stage:
             )
 
 
+WHOLE_MODEL = Stage()
+
+
 class TensorParallelGroup:
     """One rank's view of its group. Collectives are called by every rank in the same order."""
 

@@ -29,7 +29,7 @@ class PipelineConfig:
         distributed: process group.
         seed: where requests without a seed get theirs from; None: fresh ones in every process.
         deterministic: a row's result does not depend on the rest of the batch, bit for bit, at some cost of speed.
-        threads: CPU threads of the engine; None leaves PyTorch's setting alone.
+        threads: CPU threads of each rank; None leaves PyTorch's setting alone, or shares the cores among several ranks.
         aging_interval_s, preemption_margin, target_step_ms: see `BatchingConfig`.
         batch_timeout_ms: longest that an idle engine waits for company of a lone request, where recent arrivals suggest
             that it pays; 0: never.
@@ -78,6 +78,7 @@ class PipelineConfig:
             max_num_sequences=self.max_num_sequences,
             max_batch_tokens=self.max_batch_tokens,
             deterministic=self.deterministic,
+            threads=self.threads,
             page=self.page,
             distributed=self.distributed,
         )

@@ -164,6 +164,7 @@ class UnifiedInferencePipeline:
             batcher.preemptions,
             self.cache.statistics(),
             None if self._speculator is None else self._speculator.statistics(),
+            self.engine.memory,
         )
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penstock_core.cache import CacheStatistics
+from penstock_core.distributed import MemoryReport
 from penstock_core.pipeline.requests import FinishedRequest
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.speculative import SpeculationStatistics
@@ -27,6 +28,7 @@ class PipelineStatistics:
         queue_ms, prefill_ms, ttft_ms, decode_ms: sums over finished requests. requests: how many those are.
         cache: the page pool at this moment.
         speculation: drafts in detail, where speculation is on.
+        memory: what each rank's memory is used for, by rank.
     """
 
     running: int
@@ -52,6 +54,7 @@ class PipelineStatistics:
     finished: dict[FinishReason, int]
     cache: CacheStatistics
     speculation: SpeculationStatistics | None = None
+    memory: tuple[MemoryReport, ...] = ()
 
     @property
     def batch_fill(self) -> float:
@@ -120,6 +123,7 @@ class Meter:
         preemptions: int,
         cache: CacheStatistics,
         speculation: SpeculationStatistics | None = None,
+        memory: tuple[MemoryReport, ...] = (),
     ) -> PipelineStatistics:
         """The counters with the state of this moment."""
         return PipelineStatistics(
@@ -146,4 +150,5 @@ class Meter:
             finished=dict(self.finished),
             cache=cache,
             speculation=speculation,
+            memory=memory,
         )

@@ -47,6 +47,7 @@ class FakeEngine:
         self.num_pages, self.page_size, self.page_bytes = num_pages, page_size, 1024
         self.max_model_len = max_model_len
         self.num_host_pages = host_pages
+        self.memory = ()
         self.host = np.full((host_pages, page_size), -1, dtype=np.int32)
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
         self.explode: Exception | None = None
