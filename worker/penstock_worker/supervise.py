@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from penstock_core.protocol.connection import connect_async
 from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguration, InvalidRequest
@@ -99,12 +100,13 @@ class Supervisor:
         while not self._stopping.is_set():
             started = time.monotonic()
             worker_id = self._new_id(group.slot)
-            code = await self._run_child(group, worker_id)
+            child = await self._start_child(group, worker_id)
+            code = await child.wait()
             if code == ExitCode.OK:
                 self.standing.ended(group.slot)
                 return
             never_served = not self.standing.died(group.slot, f"{worker_id} {_manner(code)}")
-            await self._bury(worker_id)
+            await asyncio.gather(self._bury(worker_id), _end_followers(child.pid))
             if self._stopping.is_set():
                 return
             if never_served and code in tuple(ExitCode) and ExitCode(code).is_permanent:
@@ -119,8 +121,7 @@ class Supervisor:
             )
             await self._pause(wait_s)
 
-    async def _run_child(self, group: Group, worker_id: str) -> int:
-        """Start a child and return its exit code once it and its followers are gone."""
+    async def _start_child(self, group: Group, worker_id: str) -> asyncio.subprocess.Process:
         settings = self._child_settings(group, worker_id)
         child = await asyncio.create_subprocess_exec(
             *self._command,
@@ -134,9 +135,7 @@ class Supervisor:
         if self._stopping.is_set():
             child.send_signal(signal.SIGTERM)
         _logger.info("started a worker", extra={"slot": group.slot, "started": worker_id, "pid": child.pid})
-        code = await child.wait()
-        await _end_followers(child.pid)
-        return code
+        return child
 
     async def _watch(self) -> None:
         """Follow how the groups fare, and write the supervisor's health file whenever that changes."""
@@ -198,17 +197,22 @@ async def _end_followers(leader: int) -> None:
     Followers end by themselves with their rank 0; one that is stuck in a collective might take its time.
     """
     give_up = time.monotonic() + _FOLLOWERS_WITHIN_S
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        while time.monotonic() < give_up:
-            os.killpg(leader, signal.SIGKILL)
-            _reap(leader)
-            await asyncio.sleep(0.01)
+    while (left := _running(leader)) and time.monotonic() < give_up:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.02)
 
 
-def _reap(group: int) -> None:
-    """Orphans are ours where we are a container's first process; a dead one that nobody reaps is there for ever."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(-group, os.WNOHANG)
+def _running(process_group: int) -> list[int]:
+    """Processes of a group that have not ended; a zombie has, whoever is to reap it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == process_group and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
 
 
 def _manner(code: int) -> str:

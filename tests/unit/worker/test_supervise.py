@@ -152,7 +152,8 @@ if number == 0:
     (folder / "follower").write_text(str(follower.pid))
     os.kill(os.getpid(), signal.SIGKILL)
 before = int((folder / "follower").read_text())
-(folder / "seen").write_text(str(Path(f"/proc/{{before}}").exists()))
+stat = Path(f"/proc/{{before}}/stat")
+(folder / "seen").write_text(str(stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"))
 {DRAINS}"""
     supervisor = supervise(body, processes=1)
     running = asyncio.create_task(supervisor.run())
