@@ -54,6 +54,8 @@ Load = Callable[[PipelineConfig], Engine]
 T = TypeVar("T")
 
 _LISTEN_S = 10.0
+_DOORBELL_WITHIN_S = 5.0
+"""A worker whose doorbell cannot connect, for want of a right perhaps, works all the same."""
 _REFUSALS = (
     exceptions.AuthenticationError,
     exceptions.AuthenticationWrongNumberOfArgsError,
@@ -218,9 +220,11 @@ def _stop(engine: Engine) -> None:
 async def _first_of(*events: asyncio.Event) -> None:
     """Return when any of the events is set."""
     waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 class Worker:
@@ -326,8 +330,13 @@ class Worker:
             except OSError as error:
                 raise Stop(ExitCode.USAGE, f"--metrics-port: cannot listen: {error}; choose another port") from error
         self._engine.start(self._publisher.on_outputs)
-        for role in (self._doorbell, self._publisher, self._pulse, self._renewer, self._reclaimer, self._mender):
-            role.start()
+        for first in (self._doorbell, self._publisher, self._pulse, self._reclaimer, self._mender):
+            first.start()
+        # The first heartbeat names the doorbell's connection: a worker that dies a moment later is missed by it.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DOORBELL_WITHIN_S):
+                await _first_of(self._doorbell.connected, self._drain.requested)
+        self._renewer.start()
         await _first_of(self._renewer.registered, self._drain.requested)
         if not self._drain.requested.is_set():
             self._claimer.start()

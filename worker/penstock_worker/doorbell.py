@@ -7,6 +7,7 @@ that.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -19,7 +20,7 @@ from redis.asyncio.client import PubSub
 
 from penstock_core.protocol.errors import BrokerUnavailable
 from penstock_worker.metrics import WorkerMetrics
-from penstock_worker.role import RoleLoop
+from penstock_worker.role import SIGN_OF_LIFE_BACKOFF_S, RoleLoop
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Doorbell:
     """Listens for rings. `client` is used by nobody else: a subscriber's connection can do nothing besides.
 
     Attributes:
+        connected: it was up once.
         client_id: Redis' id of the connection while it is up, else None.
         server_since: this process's monotonic time when it first met this run of the server; a server that was
             restarted, or another that took over, is met anew.
@@ -54,6 +56,7 @@ class Doorbell:
         on_connected: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.connected = asyncio.Event()
         self.client_id: int | None = None
         self.server_since = 0.0
         self._server_run: str | None = None
@@ -64,7 +67,7 @@ class Doorbell:
         self._on_cancel = on_cancel
         self._on_connected = on_connected
         self._clock = clock
-        self._role = RoleLoop("doorbell", self._listen, metrics.role_failed)
+        self._role = RoleLoop("doorbell", self._listen, metrics.role_failed, longest_backoff_s=SIGN_OF_LIFE_BACKOFF_S)
 
     def start(self) -> None:
         """Begin listening."""
@@ -89,6 +92,7 @@ class Doorbell:
         pubsub = client.pubsub()
         try:
             self.client_id = await self._connect(pubsub)
+            self.connected.set()
             self._on_connected()
             await self._read(pubsub)
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:

@@ -23,11 +23,12 @@ from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.workers import WorkerRecord
 from penstock_worker.broker import Broker
 from penstock_worker.doorbell import Doorbell, bell_name
+from penstock_worker.role import SIGN_OF_LIFE_BACKOFF_S
 
 _logger = logging.getLogger(__name__)
 
-SETTLE_S = 2.5
-"""How long the others may need to come back once Redis has: the longest backoff of a role, and a little."""
+SETTLE_S = SIGN_OF_LIFE_BACKOFF_S + 0.5
+"""How long the others may need to come back once Redis has."""
 _SUSPECTS = 32
 
 
@@ -56,7 +57,7 @@ class Presence:
         self._keys = keys
         self._doorbell = doorbell
         self._worker_id = worker_id
-        self._overdue_ms = max(1_000, round(heartbeat_s * 1_200))
+        self._overdue_ms = max(500, round(heartbeat_s * 1_200))
         self._clock = clock
         self._may_list_clients = True
 

@@ -17,7 +17,7 @@ from penstock_core.protocol.workers import WorkerRecord
 from penstock_worker.broker import Broker
 from penstock_worker.held import HeldJob, HeldJobs
 from penstock_worker.metrics import WorkerMetrics
-from penstock_worker.role import RoleLoop
+from penstock_worker.role import SIGN_OF_LIFE_BACKOFF_S, RoleLoop
 
 
 class Renewer:
@@ -53,7 +53,7 @@ class Renewer:
         self._clock = clock
         self._renewed_at = float("-inf")
         self._now = asyncio.Event()
-        self._role = RoleLoop("renew", self._iterate, metrics.role_failed)
+        self._role = RoleLoop("renew", self._iterate, metrics.role_failed, longest_backoff_s=SIGN_OF_LIFE_BACKOFF_S)
 
     def start(self) -> None:
         """Begin beating."""

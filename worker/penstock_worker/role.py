@@ -18,6 +18,9 @@ _logger = logging.getLogger(__name__)
 
 _CANCEL_AGAIN_S = 0.5
 
+SIGN_OF_LIFE_BACKOFF_S = 1.0
+"""The longest backoff of the roles by which others see that this worker lives; how soon it is missed depends on it."""
+
 
 @dataclass(slots=True)
 class Backoff:
@@ -42,8 +45,16 @@ class Backoff:
 class RoleLoop:
     """The task of one role."""
 
-    def __init__(self, name: str, iterate: Callable[[], Awaitable[None]], on_error: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        iterate: Callable[[], Awaitable[None]],
+        on_error: Callable[[str], None],
+        *,
+        longest_backoff_s: float = 2.0,
+    ) -> None:
         self.name = name
+        self._longest_backoff_s = longest_backoff_s
         self._iterate = iterate
         self._on_error = on_error
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +74,7 @@ class RoleLoop:
             await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
 
     async def _run(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(cap_s=self._longest_backoff_s)
         while True:
             try:
                 await self._iterate()

@@ -106,7 +106,7 @@ class WorkerSettings(BaseModel):
     lease_s: Annotated[
         float, Field(ge=0.5, le=3600, description="a job is reclaimed this long after its last renewal")
     ] = 15.0
-    heartbeat_s: Annotated[float, Field(ge=0.1, le=60, description="how often the worker says that it lives")] = 1.0
+    heartbeat_s: Annotated[float, Field(ge=0.1, le=60, description="how often the worker says that it lives")] = 0.5
     reclaim_tick_s: Annotated[
         float, Field(ge=0.05, le=60, description="how often expired leases and due retries are looked for")
     ] = 0.5

@@ -65,6 +65,9 @@ def test_it_tells_of_itself_over_http_and_to_the_health_command(
     port = free_port()
     worker = start("--metrics-port", str(port))
     worker.wait_until_ready(own_client)
+    (view,) = snapshot(own_client).workers
+    assert view.record is not None
+    assert view.record.connection_id > 0, "known by its doorbell from the first heartbeat, or its death is missed late"
     own_client.submit("Once upon a time", max_tokens=12, ignore_eos=True, seed=1).result(timeout=60)
 
     def get(path: str) -> str:
