@@ -235,7 +235,7 @@ class Crew:
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """A job that had published tokens when its worker was killed."""
+    """A job that had published tokens when its worker was killed, `at` seconds since 1970."""
 
     job_id: str
     attempt: int
@@ -293,7 +293,7 @@ class Disturber:
         keys = QueueKeys(self.queue)
         for worker_id, at in list(self._dead.items()):
             if not admin.exists(keys.held(worker_id)):
-                self.reclaims_s.append(time.monotonic() - at)
+                self.reclaims_s.append(time.time() - at)
                 del self._dead[worker_id]
 
     def _disturb(self, kind: str, admin: redis.Redis) -> bool:
@@ -321,7 +321,7 @@ class Disturber:
         return True
 
     def _kill(self, worker: Worker, admin: redis.Redis) -> None:
-        at = time.monotonic()
+        at = time.time()
         worker.kill()
         self.crew.replace(worker)
         keys = QueueKeys(self.queue)

@@ -15,7 +15,6 @@ import random
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -148,14 +147,13 @@ class Followed:
     job_id: str = ""
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     text: dict[int, str] = field(default_factory=lambda: defaultdict(str))
-    first_seen: dict[int, float] = field(default_factory=dict)  # attempt -> when its first chunk came
+    first_logged: dict[int, float] = field(default_factory=dict)  # attempt -> when Redis took its first chunk
     doubled: int = 0
     missing: int = 0
     error: str | None = None
 
     def take(self, chunk: TokenChunk) -> None:
         """Note a chunk as it comes."""
-        self.first_seen.setdefault(chunk.attempt, time.monotonic())
         seen = self.tokens[chunk.index]
         self.doubled += max(0, len(seen) - chunk.offset)
         self.missing += max(0, chunk.offset - len(seen))
@@ -291,9 +289,10 @@ def _audit(admin: redis.Redis, jobs: list[Followed], calm: list[JobResult]) -> d
         ends = [position for position, (_, fields) in enumerate(entries) if b"c" not in fields]
         faults["lost"] += not ends
         faults["duplicate_terminals"] += max(0, len(ends) - 1) + (bool(ends) and ends[0] != len(entries) - 1)
-        for _, fields in entries:
+        for entry_id, fields in entries:
             chunk = decode_event(fields[b"c"]) if b"c" in fields else None
             if isinstance(chunk, TokenChunk):
+                followed.first_logged.setdefault(chunk.attempt, int(entry_id.partition(b"-")[0]) / 1000)
                 faults["duplicate_tokens"] += max(0, len(logged[chunk.index]) - chunk.offset)
                 faults["missing_tokens"] += max(0, chunk.offset - len(logged[chunk.index]))
                 logged[chunk.index].extend(chunk.token_ids)
@@ -328,12 +327,12 @@ def _is_right(
 
 
 def _takeovers(interruptions: list[Interruption], jobs: list[Followed]) -> Iterator[float]:
-    """Seconds from the kill of a job's worker to the first chunk of a later attempt, where there was one."""
+    """Seconds from the kill of a job's worker to the first chunk of a later attempt in its log, where there was one."""
     by_id = {followed.job_id: followed for followed in jobs}
     for interruption in interruptions:
         followed = by_id.get(interruption.job_id)
         later = [
-            at for attempt, at in (followed.first_seen if followed else {}).items() if attempt > interruption.attempt
+            at for attempt, at in (followed.first_logged if followed else {}).items() if attempt > interruption.attempt
         ]
         if later:
             yield min(later) - interruption.at
