@@ -1,17 +1,23 @@
 """The work of `penstock batch`: a window of jobs in the queue, answers appended in the input's order.
 
-The output file is the whole state: it always holds answers of a beginning of the input, so a second run goes on behind
-its last line. An interruption cancels what is in the queue.
+The output file always holds answers of a beginning of the input, so a second run goes on behind its last line. An
+interruption cancels what is in the queue. A run that is killed cannot; it leaves its name in a small file beside the
+output. Idempotency keys are made from the name, so the next run finds the jobs that are in the queue already.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import re
 import sys
 import time
+import uuid
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +32,7 @@ from penstock.submission import KNOWN_OPTIONS, prepare
 from penstock_core.protocol.errors import InvalidRequest, JobError, QueueFull
 
 _STEP = 64
+_RUN_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,20 @@ def answered_ids(output: Path) -> set[str]:
     return found
 
 
+@contextmanager
+def _named_run(output: Path) -> Iterator[str]:
+    """The name of the run that fills this output: an earlier one's that was killed, or a new one."""
+    note = output.with_name(output.name + ".run")
+    name = note.read_text().strip() if note.exists() else ""
+    if not _RUN_NAME.fullmatch(name):
+        name = uuid.uuid4().hex
+        note.write_text(name + "\n")
+    try:
+        yield name
+    finally:
+        note.unlink(missing_ok=True)
+
+
 def run_batch(
     address: Address, source: Path, output: Path, priority: int, tenant: str, window: int, *, as_json: bool
 ) -> int:
@@ -151,13 +172,13 @@ def run_batch(
             )
 
         try:
-            with output.open("ab") as file:
-                runner = _Runner(summary, file, priority, tenant, window, report)
+            with output.open("ab") as file, _named_run(output) as name:
+                runner = _Runner(summary, file, name, priority, tenant, window, report)
                 asyncio.run(runner.run(address, left))
         except OSError as error:
-            if error.filename != str(output):
+            if error.filename not in (str(output), f"{output}.run"):
                 raise
-            invalid("--output", f"{output}: {error.strerror}")
+            invalid("--output", f"{error.filename}: {error.strerror}")
     record = summary.record(output)
     if as_json:
         print_json(record)
@@ -169,14 +190,18 @@ def run_batch(
 
 
 class _Runner:
-    def __init__(self, summary: Summary, file: BinaryIO, priority: int, tenant: str, window: int, report: Any) -> None:
+    def __init__(
+        self, summary: Summary, file: BinaryIO, name: str, priority: int, tenant: str, window: int, report: Any
+    ) -> None:
         self._summary = summary
         self._file = file
+        self._name = name
         self._priority = priority
         self._tenant = tenant
         self._window = window
         self._report = report
         self._open: deque[tuple[asyncio.Task[tuple[bytes, bool, int]], AsyncJobHandle | None]] = deque()
+        self._ahead: list[AsyncJobHandle] = []  # stored behind a line that the queue refused; found again by their keys
 
     async def run(self, address: Address, requests: list[Request]) -> None:
         """Answer the requests in order."""
@@ -196,6 +221,7 @@ class _Runner:
                     self._write()
             finally:
                 handles = [handle for task, handle in self._open if handle is not None and not task.done()]
+                handles += self._ahead
                 for task, _ in self._open:
                     task.cancel()
                 await asyncio.gather(*(handle.cancel() for handle in handles), return_exceptions=True)
@@ -226,24 +252,27 @@ class _Runner:
             except InvalidRequest as error:
                 prepared.append(error)
         outcomes = iter(await client.submit_many(items) if items else [])
+        self._ahead = []
         for taken, (request, work) in enumerate(zip(requests, prepared, strict=True)):
             if isinstance(work, InvalidRequest):
                 self._open.append((asyncio.ensure_future(_given(_refusal(request, work))), None))
                 continue
             handle = next(outcomes)
             if isinstance(handle, QueueFull):
-                later = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
-                await asyncio.gather(*(other.cancel() for other in later), return_exceptions=True)
+                self._ahead = [outcome for outcome in outcomes if isinstance(outcome, AsyncJobHandle)]
                 return taken, min(5.0, max(0.2, handle.retry_after_s))
             self._open.append((asyncio.ensure_future(_answer(request, work, handle)), handle))
         return len(requests), 0.0
 
     def _prepare(self, request: Request) -> tuple[Any, dict[str, Any]]:
+        content = json.dumps([request.custom_id, request.endpoint, request.given], sort_keys=True).encode()
+        key = f"batch:{self._name}:{hashlib.sha256(content).hexdigest()}"
         if request.endpoint is None:
-            return None, {"priority": self._priority, "tenant": self._tenant, **request.given}
+            own = {"priority": self._priority, "tenant": self._tenant, "idempotency_key": key}
+            return None, {**own, **request.given}
         body = Line(request.custom_id, request.given).parsed(request.endpoint)
         priority = self._priority if body.priority is None else body.priority
-        return body, item(body.jobs()[0], body.delivery(self._tenant, priority=priority))
+        return body, item(body.jobs()[0], body.delivery(self._tenant, priority=priority, idempotency_key=key))
 
 
 async def _given(answer: bytes) -> tuple[bytes, bool, int]:

@@ -13,6 +13,7 @@ from penstock.aio import AsyncClient
 from penstock.gateway import dashboard, errors, native
 from penstock.gateway.body import BodyLimit
 from penstock.gateway.books import Books
+from penstock.gateway.description import describe
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
 from penstock.gateway.openai import batch_routes
@@ -20,14 +21,18 @@ from penstock.gateway.openai import routes as openai
 from penstock.gateway.openai.batches import BatchStore
 from penstock.gateway.openai.driver import BatchDriver
 from penstock.gateway.openai.files import FileStore
+from penstock.gateway.pool import bounded_connections
 from penstock.gateway.settings import GatewaySettings
+from penstock.settings import locate
 from penstock_core import __version__
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
     """An application that serves one queue. Raises `InvalidConfiguration`."""
-    client = AsyncClient(settings.url, queue=settings.queue)
-    books = Books(client.settings.url, client.settings.keys)
+    url, queue = locate(settings.url, settings.queue, None)
+    broker = bounded_connections(url)
+    client = AsyncClient(url, queue=queue, connection=broker)
+    books = Books(broker, url, client.settings.keys)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +44,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             finally:
                 driving.cancel()
                 await asyncio.gather(driving, return_exceptions=True)
-                await books.close()
+                await broker.aclose()
 
     app = FastAPI(
         title="Penstock",
@@ -67,5 +72,5 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         )
     app.add_middleware(BodyLimit, limits=settings.limits)
     app.add_middleware(Measured, meters=app.state.meters)
-    app.state.meters.know(app.openapi()["paths"])
+    app.state.meters.know(describe(app)["paths"])
     return app

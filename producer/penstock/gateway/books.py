@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from penstock_core.protocol.config import TenantLimits
-from penstock_core.protocol.connection import broker_errors, connect_async
+from penstock_core.protocol.connection import broker_errors
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.keys import QueueKeys
@@ -36,19 +36,14 @@ class Books:
     """The books of one queue.
 
     Args:
-        url, keys: the broker and the queue.
+        redis: connections to the broker, which are not closed here.
+        url, keys: the broker, for messages, and the queue.
     """
 
-    def __init__(self, url: str, keys: QueueKeys) -> None:
+    def __init__(self, redis: Any, url: str, keys: QueueKeys) -> None:
+        self.redis = redis  # untyped: redis-py's types of the asynchronous commands are wrong in places
         self.url = url
         self.keys = keys
-        self.redis: Any = connect_async(  # redis-py's types of the asynchronous commands are wrong in places
-            url, client_name="penstock-gateway"
-        )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.redis.aclose()
 
     async def recent_jobs(
         self, scope: str | None, *, limit: int, state: JobState | None, before: str | None

@@ -20,13 +20,12 @@ class EventStream(Response):
     Args:
         events: each a whole event, with its empty line.
         keepalive_s: a silent stream gets a comment this often, so that proxies keep it open.
-        status_code: FastAPI takes a route's from this default.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str], keepalive_s: float, status_code: int = 200) -> None:
-        super().__init__(status_code=status_code, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncGenerator[str], keepalive_s: float) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._keepalive_s = keepalive_s

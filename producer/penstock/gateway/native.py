@@ -72,7 +72,7 @@ TraceParent = Annotated[
     Header(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$", description="W3C trace context."),
 ]
 
-router = APIRouter()
+router = APIRouter(tags=["native"])
 
 
 @router.post("/v1/generate", responses=WAITS, summary="Generate, and wait for the answer")
@@ -162,7 +162,7 @@ async def put_back(job_id: JobId, operator: Operator, handler: Handler) -> Reque
 @router.get(
     "/v1/jobs/{job_id}/stream",
     responses={**ERRORS, **NOT_FOUND, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-    response_class=EventStream,
+    response_class=Response,
     summary="Follow a job's tokens",
 )
 async def stream(

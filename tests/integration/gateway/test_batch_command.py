@@ -128,3 +128,31 @@ def test_interruption_cancels_what_is_in_the_queue(redis_url: str, queue: str, t
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130, said
         assert client.queue_snapshot().waiting == 0
+
+
+def test_after_sigkill_no_line_is_run_twice_and_none_is_lost(
+    redis_url: str, redis_client: redis.Redis, keys: QueueKeys, queue: str, tmp_path: Path
+) -> None:
+    lines = [{"custom_id": f"n-{n}", "prompt": "hello", "max_tokens": 2} for n in range(40)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "penstock", "batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    command += ["--window", "16"]
+    environment = {**os.environ, "PENSTOCK_REDIS_URL": redis_url, "PENSTOCK_QUEUE": queue}
+    with Client(redis_url, queue=queue) as client:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            if client.queue_snapshot().waiting == 16:
+                break
+            try:
+                process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+        process.kill()
+        process.communicate()
+        assert (tmp_path / "out.jsonl.run").exists()
+        with BusyWorker(lambda: redis.Redis.from_url(redis_url), keys):
+            finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert finished.returncode == 0, finished.stderr
+        assert client.queue_snapshot().stats["submitted"] == 40
+    assert [record["custom_id"] for record in records(tmp_path)] == [f"n-{n}" for n in range(40)]
+    assert not (tmp_path / "out.jsonl.run").exists()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -82,26 +85,50 @@ def test_job_is_accepted_followed_and_read(http: httpx.Client) -> None:
     assert view["result"]["choices"][0]["text"] == "".join(data["text"] for data in tokens)
 
 
-def test_stream_resumes_exactly_after_the_gateway_was_killed(http: httpx.Client, gateway: Gateway) -> None:
+class Follower:
+    """One client of a stream: it reads until the stream ends or breaks, and can go on where it stopped."""
+
+    def __init__(self, http: httpx.Client, url: str) -> None:
+        self._http = http
+        self._url = url
+        self._last: str | None = None
+        self.tokens: dict[int, list[int]] = {}
+        self.ended = False
+        self.begun = threading.Event()
+
+    def follow(self) -> None:
+        headers = {} if self._last is None else {"Last-Event-ID": self._last}
+        with suppress(httpx.TransportError), self._http.stream("GET", self._url, headers=headers) as response:
+            for kind, event_id, data in events(response):
+                if kind == "tokens":
+                    mine = self.tokens.setdefault(data["index"], [])
+                    assert data["offset"] == len(mine), "a gap or a duplicate"
+                    mine += data["token_ids"]
+                    self._last = event_id
+                    self.begun.set()
+                self.ended = self.ended or kind == "end"
+
+
+def test_every_stream_resumes_exactly_after_the_gateway_was_killed(http: httpx.Client, gateway: Gateway) -> None:
     """`Last-Event-ID` is a position in the log, so a new gateway goes on where the killed one ended."""
-    job = http.post("/v1/jobs", json={**STORY, "max_tokens": 400}).json()
-    tokens: list[int] = []
-    last = None
-    with http.stream("GET", job["stream_url"]) as response:
-        for _, event_id, data in events(response):
-            tokens += data["token_ids"]
-            last = event_id
-            if len(tokens) >= 20:
-                break
-    gateway.kill()
-    gateway.start()
-    with http.stream("GET", job["stream_url"], headers={"Last-Event-ID": str(last)}) as response:
-        for kind, _, data in events(response):
-            if kind == "tokens":
-                assert data["offset"] == len(tokens)
-                tokens += data["token_ids"]
-    whole = http.get(job["status_url"]).json()["result"]["choices"][0]["token_ids"]
-    assert tokens == whole
+    body = {**STORY, "max_tokens": 300}
+    jobs = [http.post("/v1/jobs", json={**body, "seed": n, "n": 1 + n % 2}).json() for n in range(12)]
+    followers = [Follower(http, job["stream_url"]) for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        following = [pool.submit(follower.follow) for follower in followers]
+        assert all(follower.begun.wait(60) for follower in followers)
+        gateway.kill()
+        for one in following:
+            one.result(60)
+        interrupted = [follower for follower in followers if not follower.ended]
+        assert interrupted
+        gateway.start()
+        for one in [pool.submit(follower.follow) for follower in interrupted]:
+            one.result(60)
+    for job, follower in zip(jobs, followers, strict=True):
+        assert follower.ended
+        whole = http.get(job["status_url"]).json()["result"]["choices"]
+        assert follower.tokens == {choice["index"]: choice["token_ids"] for choice in whole}
 
 
 def test_several_choices_resume_each_at_its_own_place(http: httpx.Client) -> None:

@@ -257,3 +257,32 @@ async def test_asynchronous_client_streams(gateway: Gateway) -> None:
         stream = await client.chat.completions.create(**CHAT, stream=True)
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text
+
+
+def test_a_killed_gateway_breaks_a_stream_visibly_and_the_same_key_gets_it_whole(
+    client: openai.OpenAI, gateway: Gateway, operator: httpx.Client
+) -> None:
+    """OpenAI's streams carry no position. The job goes on; the same Idempotency-Key finds it and streams it again."""
+    wanted: dict[str, Any] = {**CHAT, "max_tokens": 400, "stream": True, "extra_headers": {"Idempotency-Key": "k-1"}}
+    seen, job_id = "", ""
+
+    def read() -> None:
+        nonlocal seen, job_id
+        for chunk in client.chat.completions.create(**wanted):
+            job_id = chunk.id
+            seen += chunk.choices[0].delta.content or ""
+            if len(seen) > 20:
+                gateway.kill()
+
+    with pytest.raises((openai.APIConnectionError, httpx.TransportError)):
+        read()
+    gateway.start()
+    submitted = operator.get("/v1/metrics").json()["counters"]["submitted"]
+    again = list(client.chat.completions.create(**wanted))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in again)
+    assert again[0].id == job_id
+    assert text.startswith(seen)
+    assert again[-1].choices[0].finish_reason == "length"
+    assert operator.get("/v1/metrics").json()["counters"]["submitted"] == submitted, "nothing was computed again"
+    job = operator.get(f"/v1/jobs/{job_id.removeprefix('chatcmpl-')}").json()
+    assert job["result"]["choices"][0]["text"] == text

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from penstock.gateway.access import Who
 from penstock.gateway.openai.batches import BatchStore
 from penstock.gateway.openai.files import MAX_FILE_BYTES, FileStore
-from penstock.gateway.openai.routes import ERRORS
+from penstock.gateway.openai.objects import BatchObject, DeletedFile, FileObject, Page
+from penstock.gateway.openai.routes import ERRORS, answers
 from penstock_core.protocol.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class BatchBody(BaseModel):
         return seconds
 
 
-@router.post("/v1/files", responses=ERRORS, summary="Upload a file of requests")
+@router.post("/v1/files", response_model=None, responses=answers(FileObject), summary="Upload a file of requests")
 async def upload(
     request: Request,
     caller: Who,
@@ -95,7 +96,7 @@ async def upload(
     return (await files.add(caller.tenant, name, purpose, await file.read())).shown()
 
 
-@router.get("/v1/files", responses=ERRORS, summary="Files of the tenant")
+@router.get("/v1/files", response_model=None, responses=answers(Page[FileObject]), summary="Files of the tenant")
 async def list_files(
     caller: Who,
     files: Files,
@@ -110,7 +111,7 @@ async def list_files(
     return _page(ordered, lambda file: file.file_id, lambda file: file.shown(), limit, after)
 
 
-@router.get("/v1/files/{file_id}", responses=ERRORS, summary="One file")
+@router.get("/v1/files/{file_id}", response_model=None, responses=answers(FileObject), summary="One file")
 async def file_of(file_id: FileId, caller: Who, files: Files) -> dict[str, Any]:
     """Its name, size and purpose."""
     return (await files.get(file_id, caller.tenant)).shown()
@@ -118,7 +119,10 @@ async def file_of(file_id: FileId, caller: Who, files: Files) -> dict[str, Any]:
 
 @router.get(
     "/v1/files/{file_id}/content",
-    responses={**ERRORS, 200: {"content": {"application/octet-stream": {}}}},
+    responses={
+        **ERRORS,
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+    },
     response_class=StreamingResponse,
     summary="A file's bytes",
 )
@@ -129,14 +133,14 @@ async def content(file_id: FileId, caller: Who, files: Files) -> StreamingRespon
     return StreamingResponse(files.pieces(file), media_type="application/octet-stream", headers=headers)
 
 
-@router.delete("/v1/files/{file_id}", responses=ERRORS, summary="Delete a file")
+@router.delete("/v1/files/{file_id}", response_model=None, responses=answers(DeletedFile), summary="Delete a file")
 async def delete(file_id: FileId, caller: Who, files: Files) -> dict[str, Any]:
     """A batch that has begun with it fails."""
     await files.delete(file_id, caller.tenant)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-@router.post("/v1/batches", responses=ERRORS, summary="Begin a batch")
+@router.post("/v1/batches", response_model=None, responses=answers(BatchObject), summary="Begin a batch")
 async def create(body: BatchBody, request: Request, caller: Who, files: Files, batches: Batches) -> dict[str, Any]:
     """One job per line of the file; survives any gateway."""
     await files.get(body.input_file_id, caller.tenant)
@@ -148,20 +152,24 @@ async def create(body: BatchBody, request: Request, caller: Who, files: Files, b
     return made.shown()
 
 
-@router.get("/v1/batches", responses=ERRORS, summary="Batches of the tenant")
+@router.get("/v1/batches", response_model=None, responses=answers(Page[BatchObject]), summary="Batches of the tenant")
 async def list_batches(caller: Who, batches: Batches, limit: Limit = 20, after: After = None) -> dict[str, Any]:
     """Newest first."""
     found = await batches.of_tenant(caller.tenant)
     return _page(found, lambda batch: batch.batch_id, lambda batch: batch.shown(), limit, after)
 
 
-@router.get("/v1/batches/{batch_id}", responses=ERRORS, summary="Where a batch stands")
+@router.get(
+    "/v1/batches/{batch_id}", response_model=None, responses=answers(BatchObject), summary="Where a batch stands"
+)
 async def batch_of(batch_id: BatchId, caller: Who, batches: Batches) -> dict[str, Any]:
     """Status, counts, and once it has ended its files."""
     return (await batches.get(batch_id, caller.tenant)).shown()
 
 
-@router.post("/v1/batches/{batch_id}/cancel", responses=ERRORS, summary="Cancel a batch")
+@router.post(
+    "/v1/batches/{batch_id}/cancel", response_model=None, responses=answers(BatchObject), summary="Cancel a batch"
+)
 async def cancel(batch_id: BatchId, caller: Who, batches: Batches) -> dict[str, Any]:
     """What is answered already stays in the output file."""
     return (await batches.ask_to_cancel(batch_id, caller.tenant)).shown()

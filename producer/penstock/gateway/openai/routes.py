@@ -14,20 +14,42 @@ from penstock.gateway.handler import HEARTBEAT_GRACE_MS, RequestHandler
 from penstock.gateway.native import IdempotencyKey, TraceParent
 from penstock.gateway.openai.errors import NoSuchModel
 from penstock.gateway.openai.generation import Body, Generation
+from penstock.gateway.openai.objects import ChatCompletion, ModelList, ModelObject, OpenAIError, TextCompletion
 from penstock.gateway.openai.requests import ChatBody, CompletionBody
 from penstock.gateway.settings import GatewaySettings
 
-ERROR = {
-    "description": "OpenAI's error object",
-    "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "object"}}}}},
+_MEANINGS = {
+    400: "a field is wrong or not honoured; `param` names it",
+    401: "no API key, or one that nobody has",
+    404: "no such model or object, or another tenant's",
+    413: "the body is too large",
+    429: "the queue, the tenant or the key is at its bound; see Retry-After",
+    503: "Redis cannot be reached",
+    504: "the deadline passed, or it takes longer; the message names the job",
 }
-ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 422, 429, 503, 504), ERROR)
-ANSWERS = {**ERRORS, 200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAIError, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+ERRORS[422] = {"model": OpenAIError, "description": "never: what is wrong with a request is answered 400"}
+
+
+def answers(model: Any, *, streamed: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for its description."""
+    good: dict[str, Any] = {"model": model}
+    if streamed:
+        good["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {**ERRORS, 200: good}
+
 
 router = APIRouter(tags=["OpenAI"])
 
 
-@router.post("/v1/chat/completions", responses=ANSWERS, summary="Answer a conversation")
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses=answers(ChatCompletion, streamed=True),
+    summary="Answer a conversation",
+)
 async def chat_completions(
     body: ChatBody,
     request: Request,
@@ -40,7 +62,12 @@ async def chat_completions(
     return await _answer(body, request, caller.tenant, handler, idempotency_key, traceparent)
 
 
-@router.post("/v1/completions", responses=ANSWERS, summary="Continue a prompt")
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses=answers(TextCompletion, streamed=True),
+    summary="Continue a prompt",
+)
 async def completions(
     body: CompletionBody,
     request: Request,
@@ -53,13 +80,13 @@ async def completions(
     return await _answer(body, request, caller.tenant, handler, idempotency_key, traceparent)
 
 
-@router.get("/v1/models", responses=ERRORS, summary="Models that live workers serve")
+@router.get("/v1/models", response_model=None, responses=answers(ModelList), summary="Models that live workers serve")
 async def models(caller: Who, handler: Handler) -> dict[str, Any]:
     """A list with one entry per served name."""
     return {"object": "list", "data": [_model(name, since) for name, since in (await _served(handler)).items()]}
 
 
-@router.get("/v1/models/{model:path}", responses=ERRORS, summary="One of them")
+@router.get("/v1/models/{model:path}", response_model=None, responses=answers(ModelObject), summary="One of them")
 async def model(model: str, caller: Who, handler: Handler) -> dict[str, Any]:
     """404 where no live worker serves it."""
     served = await _served(handler)
