@@ -590,4 +590,4 @@ def test_delivery_on_real_redis(start_redis: Callable[..., RedisServer]) -> None
             server.kill()
             server.start()
 
-    run_state_machine_as_test(OnRealRedis, settings=settings(FAST, max_examples=150, print_blob=True))
+    run_state_machine_as_test(OnRealRedis, settings=settings(FAST, max_examples=100, print_blob=True))
