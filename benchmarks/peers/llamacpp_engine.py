@@ -18,11 +18,17 @@ BATCH_TOKENS = 2048
 LEAST_SHARED = 64  # shorter common beginnings are not worth a sequence of their own
 
 
+@llama_cpp.llama_log_callback
+def _quiet(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    """Drop what it logs: pages of it for every graph."""
+
+
 def load(checkpoint: str, converted: str, threads: int, precision: str) -> tuple[Generate, dict[str, object]]:
     """Write a GGUF file once, then load it. `precision`: float32, or int8 for q8_0; the KV cache is fp16."""
     path = Path(converted) / f"llamacpp-{Path(checkpoint).name}-{precision}.gguf"
     if not path.exists():
         export(Path(checkpoint), path, int8=precision == "int8")
+    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_load_model_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     settings = llama_cpp.llama_context_default_params()
