@@ -22,6 +22,7 @@ ALL = {
     "engine-int8": "engine --quantization int8",
     "prefix": "prefix",
     "speculation": "speculation",
+    "distributed": "distributed",
     "recovery": "recovery",
     "gateway": "gateway",
 }

@@ -32,8 +32,9 @@ class SharedMessages:
 
     _FRAME = 1024  # integers
 
-    def __init__(self, segment: SharedSegment) -> None:
+    def __init__(self, segment: SharedSegment, told: Traffic) -> None:
         self._segment = segment
+        self._told = told
         self._frame = np.zeros(self._FRAME, dtype=np.int32)
 
     def send(self, order: Order, payload: Int32) -> None:
@@ -42,9 +43,10 @@ class SharedMessages:
         inline = min(count, self._FRAME - 2)
         frame[0], frame[1] = order, count
         frame[2 : 2 + inline] = payload[:inline]
-        self._copy(frame)
-        if inline < count:
-            self._copy(np.ascontiguousarray(payload[inline:]))
+        with self._told.count(8 + payload.nbytes):
+            self._copy(frame)
+            if inline < count:
+                self._copy(np.ascontiguousarray(payload[inline:]))
 
     def receive(self) -> tuple[Order, Int32]:
         """A follower: wait for the next message."""
@@ -67,8 +69,9 @@ class SocketMessages:
 
     _FRAME = 8192
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, told: Traffic) -> None:
         self._group = group
+        self._told = told
 
     def send(self, order: Order, payload: Int32) -> None:
         """Rank 0: tell the followers. The first two integers are the order and the payload's length."""
@@ -76,9 +79,10 @@ class SocketMessages:
         inline = min(len(payload), self._FRAME - 2)
         frame[0], frame[1] = order, len(payload)
         frame[2 : 2 + inline] = payload[:inline]
-        self._broadcast(frame)
-        if inline < len(payload):
-            self._broadcast(payload[inline:].copy())
+        with self._told.count(8 + payload.nbytes):
+            self._broadcast(frame)
+            if inline < len(payload):
+                self._broadcast(payload[inline:].copy())
 
     def receive(self) -> tuple[Order, Int32]:
         """A follower: wait for the next message."""

@@ -40,7 +40,7 @@ class ProcessGroup:
         previous, following: from the stage before, to the stage after; None at the ends.
         results: logits, from the last stage's first rank to rank 0; None elsewhere, and where these are one.
         messages: from rank 0 to all.
-        traffic: of this rank in collectives. handed_on: hidden states and logits between stages.
+        traffic: of this rank in collectives. handed_on: hidden states and logits between stages. told: messages.
         shared: whether all of that goes through shared memory.
     """
 
@@ -57,7 +57,7 @@ class ProcessGroup:
         self.config = config
         self.rank, self.size = rendezvous.place.rank, rendezvous.place.size
         self.stage = config.stage_of(self.rank)
-        self.traffic, self.handed_on = Traffic(), Traffic()
+        self.traffic, self.handed_on, self.told = Traffic(), Traffic(), Traffic()
         self._rendezvous = rendezvous
         self._device = device
         self._segments: list[SharedSegment] = []
@@ -164,8 +164,8 @@ class ProcessGroup:
         segment = self._segment("messages", everyone, _MESSAGE_BYTES, any_device=True)
         if segment is not None:
             segment.set_patience(timeout_s=None if self.rank else self._timeout_s, spin_s=self._spin_s)
-            return SharedMessages(segment)
-        return SocketMessages(dist.new_group(everyone, _IDLE, backend="gloo"))
+            return SharedMessages(segment, self.told)
+        return SocketMessages(dist.new_group(everyone, _IDLE, backend="gloo"), self.told)
 
     def _segment(
         self, name: str, members: list[int], slot_bytes: int, *, any_device: bool = False
