@@ -108,7 +108,7 @@ class WorkerSettings(BaseModel):
     ] = 15.0
     heartbeat_s: Annotated[float, Field(ge=0.1, le=60, description="how often the worker says that it lives")] = 0.5
     reclaim_tick_s: Annotated[
-        float, Field(ge=0.05, le=60, description="how often lost workers, expired leases and due retries are looked for")
+        float, Field(ge=0.05, le=60, description="how often lost workers and due retries are looked for")
     ] = 0.25
     max_crashes: Annotated[
         int | None,
