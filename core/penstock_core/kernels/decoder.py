@@ -17,7 +17,7 @@ from penstock_core.attention.batch import AttentionBatch, LayerPages
 from penstock_core.kernels import native
 from penstock_core.kernels.linear import FloatProduct, Int8Product
 
-PARALLEL_WORK = 12_000_000
+PARALLEL_WORK = 5_000_000
 """Multiplications of a step from which a second thread saves more than ten barriers a layer cost."""
 
 _KEPT_SCRATCH = 4 << 20  # floats that stay allocated between steps
@@ -147,7 +147,8 @@ class WholeDecoder:
             IndexError: a token is outside the vocabulary.
         """
         out = torch.empty(batch.num_tokens, self.shape.hidden)
-        if not self._kernels.decode(byref(self.call(batch, out, self.scratch(batch.num_tokens)))):
+        scratch = self.scratch(batch.num_tokens)  # the call holds only its address
+        if not self._kernels.decode(byref(self.call(batch, out, scratch))):
             raise self.unknown_token()
         return out
 

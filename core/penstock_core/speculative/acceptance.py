@@ -27,6 +27,7 @@ class GradedAcceptance:
     def __init__(self, prior: Float64) -> None:
         self._accepted = prior * _PRIOR_DRAFTS
         self._drafted = np.full(len(prior), _PRIOR_DRAFTS)
+        self._any_accepted, self._any_drafted = float(prior.mean()) * _PRIOR_DRAFTS, _PRIOR_DRAFTS
 
     def rates(self, grades: Int64) -> Float64:
         """Chance that a draft of each grade is accepted, given that those before it are."""
@@ -44,14 +45,17 @@ class GradedAcceptance:
 
     @property
     def mean(self) -> float:
-        """Over all grades, weighted by how often they occurred."""
-        return float(self._accepted.sum() / self._drafted.sum())
+        """Over all grades, weighted by how often they occurred lately."""
+        return self._any_accepted / self._any_drafted
 
     def observe(self, grade: int, accepted: bool) -> None:
         """Learn from one verified draft."""
         keep = 1.0 - 1.0 / _MEMORY_DRAFTS if self._drafted[grade] >= _MEMORY_DRAFTS else 1.0
         self._drafted[grade] = self._drafted[grade] * keep + 1.0
         self._accepted[grade] = self._accepted[grade] * keep + accepted
+        keep = 1.0 - 1.0 / _MEMORY_DRAFTS if self._any_drafted >= _MEMORY_DRAFTS else 1.0
+        self._any_drafted = self._any_drafted * keep + 1.0
+        self._any_accepted = self._any_accepted * keep + accepted
 
 
 class SequenceBias:

@@ -16,6 +16,7 @@ from penstock_core.sampling.noise import Float64
 _EDGES = [*range(1, 9), 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
 _EDGES += [320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 8192, 16384]
 _SAMPLES = 9
+_TRUSTED = 3  # steps of a size that are no accident
 _STALE_STEPS = 2000
 _REFRESH_STEPS = 16
 
@@ -23,25 +24,26 @@ _REFRESH_STEPS = 16
 class _Bin:
     """The latest steps of about one size."""
 
-    __slots__ = ("median_s", "seconds", "step", "tokens")
+    __slots__ = ("seconds", "step", "tokens", "usual_s")
 
     def __init__(self) -> None:
         self.seconds: deque[float] = deque(maxlen=_SAMPLES)
         self.tokens = 0.0
-        self.median_s = 0.0
+        self.usual_s = 0.0
         self.step = 0
 
     def add(self, tokens: int, seconds: float, step: int) -> None:
         self.seconds.append(seconds)
         self.tokens += (tokens - self.tokens) / len(self.seconds)
-        self.median_s = sorted(self.seconds)[len(self.seconds) // 2]
+        self.usual_s = sorted(self.seconds)[len(self.seconds) // 4]  # what disturbs a step only makes it longer
         self.step = step
 
 
 class StepCost:
-    """Median seconds of a step by its number of tokens.
+    """Usual seconds of a step by its number of tokens: the lower quartile of the latest of about that size.
 
-    Sizes never seen are taken at their best, which the first try corrects: beyond the largest seen the curve is no
+    No size is taken to cost more per token than the one below it: disturbed steps must not hide what a size costs.
+    Sizes hardly seen are taken at their best, which a few tries correct: beyond the largest seen the curve is no
     steeper than so far, and a smaller one than the smallest seen costs its share of that. A size not seen for long is
     forgotten, so that a curve measured under another load is tried again.
     """
@@ -64,6 +66,8 @@ class StepCost:
             found = self._bins[edge] = _Bin()
             self._table = None
         found.add(tokens, seconds, self._steps)
+        if len(found.seconds) == _TRUSTED:
+            self._table = None
         if self._steps % _REFRESH_STEPS == 0:
             fresh = self._steps - _STALE_STEPS
             self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
@@ -87,8 +91,11 @@ class StepCost:
 
     def _tabulate(self, size: int) -> Float64:
         bins = [self._bins[edge] for edge in sorted(self._bins)]
+        bins = [found for found in bins if len(found.seconds) >= _TRUSTED] or bins
         sizes = np.array([found.tokens for found in bins])
-        seconds = np.maximum.accumulate([found.median_s for found in bins])
+        seconds = np.maximum.accumulate([found.usual_s for found in bins])
+        for place in range(1, len(bins)):
+            seconds[place] = min(seconds[place], seconds[place - 1] * sizes[place] / sizes[place - 1])
         tokens = np.arange(size, dtype=np.float64)
         slope = (seconds[-1] - seconds[0]) / max(1.0, sizes[-1] - sizes[0])
         within: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])

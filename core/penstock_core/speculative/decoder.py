@@ -30,7 +30,8 @@ _FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on 
 _LONGEST_PAUSE_STEPS = 32
 _PROBE_STEPS = 64
 _PLAIN_EVERY_STEPS = 32
-_LONGEST_PROBE_STEPS = 512
+_LONGEST_PROBE_STEPS = 4096
+_TRIES, _TRY_DEPTH = 8, 4
 _NO_CHANCES = np.zeros(0)
 
 
@@ -88,6 +89,8 @@ class SpeculativeDecoder:
         self._pause = 0  # steps that a fruitless proposal is worth waiting after
         self._idle = 0  # steps until anyone is asked again
         self._model_idle = 0  # steps until the draft model is tried again where it is not expected to pay
+        self._tries = 0  # of the draft model, in a row
+        self._trying: int | None = None  # place of the sequence it drafts for in such a try
         self._since_plain = 0  # steps with drafts
         self._spent_s = 0.0  # on proposing for the coming step
         self._saved = (0, 1.0)  # drafts in the latest step, and how many plain steps would have given its tokens
@@ -117,7 +120,7 @@ class SpeculativeDecoder:
             self._propose_paying(decoding, sum(unread) + waiting_tokens)
             # What was spent in vain is made up for by not trying again for a while; nothing is lost where it is cheap.
             self._pause = min(self._steps_worth(self._clock() - began, len(decoding)), _LONGEST_PAUSE_STEPS)
-            self._idle = 0 if self._offered else self._pause
+            self._idle = 0 if self._offered or self._tries else self._pause
             self._since_plain = self._since_plain + 1 if self._offered else 0
         self._spent_s = self._clock() - began
 
@@ -186,6 +189,7 @@ class SpeculativeDecoder:
             decoding = self._rested(decoding)
             if not decoding:
                 return
+        self._trying = None
         tracks = self._begin(decoding)
         self._look_up(decoding, tracks, [min(self.config.max_depth, _room(sequence)) for sequence in decoding])
         found = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
@@ -198,6 +202,8 @@ class SpeculativeDecoder:
             for track, looked_up in zip(tracks, found, strict=True)
         ]
         chosen = choose_depths(chances, step_tokens, emitting, self.cost)
+        if self._trying is not None:
+            chosen[self._trying] = max(chosen[self._trying], len(tracks[self._trying].guessed.token_ids))
         for sequence, track, draft, depth in zip(decoding, tracks, drafts, chosen, strict=True):
             self._offer(sequence, track, draft, depth)
             track.resting = 0 if depth else self._pause
@@ -247,13 +253,30 @@ class SpeculativeDecoder:
         if not depth:
             if self._model_idle:
                 self._model_idle -= 1
-            else:  # one guess for one sequence, to see whether the model has become worth asking
-                quietest = max(range(emitting), key=lambda place: tracks[place].quiet)
-                depths[quietest] = min(1, _room(decoding[quietest]))
-                tracks[quietest].quiet = 0
-                if self._model.start_cost.known:
-                    self._model_idle = self._steps_worth(self._model.start_cost.at(1), emitting)
+            else:
+                floor = self._try_model(decoding, tracks, depths)
         return depths, floor
+
+    def _try_model(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> float:
+        """Let the model draft for one sequence, and check it, some steps in a row: is it worth asking by now?
+
+        In a row, because a model not used for a while finds its weights out of the caches: a single try would show it
+        slower than it is. Returns the chance below which it stops: none.
+        """
+        assert self._model is not None
+        quietest = max(range(len(decoding)), key=lambda place: tracks[place].quiet)
+        depth = depths[quietest] = min(_TRY_DEPTH, self.config.max_depth, _room(decoding[quietest]))
+        self._trying = quietest if depth else None
+        self._tries += 1
+        if self._tries == _TRIES:
+            self._tries = 0
+            tracks[quietest].quiet = 0
+            emitting = len(decoding)
+            spent_s = self.cost.at(emitting + depth) - self.cost.at(emitting)
+            for known, times in ((self._model.start_cost, 1), (self._model.cost, depth)):
+                spent_s += known.at(1) * times if known.known else 0.0
+            self._model_idle = self._steps_worth(_TRIES * spent_s, emitting)
+        return 0.0
 
     def _steps_worth(self, spent_s: float, step_tokens: int) -> int:
         """Steps after which time spent in vain is as small a share of all as it should be."""

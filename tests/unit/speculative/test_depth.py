@@ -93,15 +93,19 @@ def test_hopeless_batches_are_known_without_asking_anyone() -> None:
     assert least_paying_chance(16, 16, StepCost()) == 0.0
 
 
-def test_sizes_never_seen_are_tried_once() -> None:
+def test_sizes_hardly_seen_are_tried() -> None:
     cost = StepCost()
     cost.observe(4, 1.0)  # the first of a size is slow for reasons of its own
     assert not cost.known
     cost.observe(4, 0.010)
     assert cost.at(8) == 0.010  # optimism: as if more tokens were free
     assert cost.at(1) == pytest.approx(0.0025)  # and fewer cost their share only
-    for _ in range(5):
+    for _ in range(2):
+        cost.observe(4, 0.010)
+    for _ in range(3):
         cost.observe(8, 0.020)
+    assert cost.at(8) == 0.010  # the first is left out, and two may be accidents
+    cost.observe(8, 0.020)
     assert cost.curve(6, 2, 6) == pytest.approx([0.015, 0.030])
 
 
@@ -109,6 +113,11 @@ def test_one_slow_step_does_not_bend_the_curve() -> None:
     cost = measured({4: 0.010})
     cost.observe(4, 5.0)
     assert cost.at(4) == 0.010
+
+
+def test_a_size_that_only_met_disturbances_costs_no_more_per_token_than_smaller_ones() -> None:
+    cost = measured({1: 0.010, 4: 5.0})
+    assert cost.at(4) == pytest.approx(0.040)
 
 
 def test_a_curve_not_seen_for_long_is_forgotten() -> None:

@@ -28,17 +28,21 @@ typedef struct {
     int32_t threads;
 } DraftCall;
 
-/* The likeliest token, the first of equals; -1 where there is none to choose. */
+/* The likeliest token, the first of equals; -1 where a logit is not finite. */
 static int64_t likeliest(const float *x, int64_t vocab) {
-    float high = -INFINITY;
-    int strange = 0;
-    for (int64_t i = 0; i < vocab; i++) {
-        high = x[i] > high ? x[i] : high;
-        strange |= !(x[i] < INFINITY);
-    }
-    if (strange || high == -INFINITY) return -1;
+    vf highs = splat(-INFINITY), zeros = splat(0.0f);
     int64_t i = 0;
-    while (x[i] != high) i++;
+    for (; i + VL <= vocab; i += VL) {
+        highs = max_(highs, load(x + i));
+        zeros = fma_(load(x + i), splat(0.0f), zeros); /* NaN, if any is infinite or NaN */
+    }
+    float high = largest(highs), zero = sum(zeros);
+    for (; i < vocab; i++) {
+        high = x[i] > high ? x[i] : high;
+        zero += x[i] * 0.0f;
+    }
+    if (zero != 0.0f) return -1;
+    for (i = 0; x[i] != high;) i++;
     return i;
 }
 
@@ -121,11 +125,7 @@ EXPORT int NAME(draft)(const DraftCall *c) {
             const double temperature = c->temperature[s];
             int64_t token;
             if (temperature > 0) {
-#ifdef _OPENMP
                 double *mine = noise_scratch + (int64_t)omp_get_thread_num() * 3 * blocks;
-#else
-                double *mine = noise_scratch;
-#endif
                 const DrawCall one = {x, &temperature, c->keys + level * c->n + s, 0, 0, 0, 1, vocab, 1};
                 token = draw_row(&one, 0, mine);
             } else {

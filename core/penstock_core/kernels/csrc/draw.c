@@ -2,9 +2,7 @@
  *
  * Scores and noise are single IEEE double operations in the order of noise.py, so the build must not contract them.
  */
-#ifdef _OPENMP
 #include <omp.h>
-#endif
 #include "simd.h"
 
 #define BLOCK 64
@@ -111,11 +109,7 @@ EXPORT void NAME(draw)(const DrawCall *call) {
     const int64_t blocks = (call->vocab + BLOCK - 1) / BLOCK;
 #pragma omp parallel num_threads(call->threads) if (call->rows > 1 && call->rows * call->vocab > 65536)
     {
-#ifdef _OPENMP
         double *scratch = call->scratch + (int64_t)omp_get_thread_num() * 3 * blocks;
-#else
-        double *scratch = call->scratch;
-#endif
 #pragma omp for
         for (int64_t row = 0; row < call->rows; row++) call->tokens[row] = draw_row(call, row, scratch);
     }

@@ -4,6 +4,7 @@
  * reads one stream. Every output is one chain of fused multiply-adds in the order of k, so its bits depend neither on the
  * number of rows nor on threads. Weights may be stored in 16 bits and are widened exactly.
  */
+#include <omp.h>
 #include "simd.h"
 
 #define PANEL 32
@@ -27,48 +28,61 @@ typedef struct {
     int32_t w_type, threads;
 } LinearCall;
 
-/* One tile: x is [k][rows] interleaved. `rows` and `type` are constants where this is inlined. */
-INLINE void tile(int rows, int type, const float *x, const void *w, int64_t k, float (*out)[PANEL]) {
-    vf acc[TILE][VECTORS];
+/* One tile of one panel, or of two that lie together: x is [k][rows] interleaved, out [panels][rows]. A row alone keeps
+ * too few sums going to fill the pipeline, so few rows take two panels. All but x, w and k are constants where this is
+ * inlined. */
+INLINE void tile(int rows, int panels, int type, const float *x, const void *w, int64_t k, float (*out)[PANEL]) {
+    vf acc[2][TILE][VECTORS];
+#pragma GCC unroll 2
+    for (int p = 0; p < panels; p++)
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) acc[r][v] = splat(0.0f);
+            for (int v = 0; v < VECTORS; v++) acc[p][r][v] = splat(0.0f);
     for (int64_t i = 0; i < k; i++) {
-        vf b[VECTORS];
+        vf b[2][VECTORS];
+#pragma GCC unroll 2
+        for (int p = 0; p < panels; p++)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) b[v] = load_as(type, w, i * PANEL + v * VL);
+            for (int v = 0; v < VECTORS; v++) b[p][v] = load_as(type, w, (p * k + i) * PANEL + v * VL);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const vf a = splat(x[i * rows + r]);
+#pragma GCC unroll 2
+            for (int p = 0; p < panels; p++)
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) acc[r][v] = fma_(a, b[v], acc[r][v]);
+                for (int v = 0; v < VECTORS; v++) acc[p][r][v] = fma_(a, b[p][v], acc[p][r][v]);
         }
     }
+#pragma GCC unroll 2
+    for (int p = 0; p < panels; p++)
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) store(out[r] + v * VL, acc[r][v]);
+            for (int v = 0; v < VECTORS; v++) store(out[p * rows + r] + v * VL, acc[p][r][v]);
 }
 
-#define ROWS_CASE(n)                                   \
-    case n: {                                          \
-        tile(n, type, x, w, k, out);                   \
-    } break;
+#define ONE(n) \
+    case n: tile(n, 1, type, x, w, k, out); break;
+#define PAIR(n) \
+    case TILE + n: tile(n, 2, type, x, w, k, out); break;
 #if TILE == 12
+#define PAIRED 6 /* rows up to which two panels are taken at once */
 #define ALL_CASES                                                                                                  \
-    ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)        \
-    ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12)
+    ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7) ONE(8) ONE(9) ONE(10) ONE(11) ONE(12)                         \
+    PAIR(1) PAIR(2) PAIR(3) PAIR(4) PAIR(5) PAIR(6)
 #elif TILE == 3
-#define ALL_CASES ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3)
+#define PAIRED 1
+#define ALL_CASES ONE(1) ONE(2) ONE(3) PAIR(1)
 #else
-#define ALL_CASES ROWS_CASE(1)
+#define PAIRED 0
+#define ALL_CASES ONE(1)
 #endif
 #define TYPED_TILE(t)                                                                                              \
-    static __attribute__((noinline)) void PASTE(tile, t)(int rows, const float *x, const void *w, int64_t k,       \
-                                                         float (*out)[PANEL]) {                                    \
+    static __attribute__((noinline)) void PASTE(tile, t)(int rows, int panels, const float *x, const void *w,      \
+                                                         int64_t k, float (*out)[PANEL]) {                         \
         enum { type = t };                                                                                         \
-        switch (rows) { ALL_CASES }                                                                                \
+        switch ((panels - 1) * TILE + rows) { ALL_CASES }                                                          \
     }
 TYPED_TILE(F32) TYPED_TILE(F16) TYPED_TILE(BF16)
 
@@ -92,29 +106,33 @@ static void linear_in_team(const LinearCall *c) {
             }
         }
     }
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < panels * groups; task++) {
+    const int64_t tasks = panels * groups, thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t end = (thread + 1) * tasks / threads;
+    for (int64_t task = thread * tasks / threads; task < end;) {
+        const int pair = m <= PAIRED && task + 1 < end ? 2 : 1;
         const int64_t panel = task / groups, group = task % groups, column = panel * PANEL;
         const char *w = (const char *)c->w + panel * PANEL * k * width;
-        const int64_t columns = c->n - column < PANEL ? c->n - column : PANEL;
         for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
             const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
             const float *x = m > 1 ? c->scratch + from * k : c->x;
             float sums[TILE][PANEL] __attribute__((aligned(64)));
             switch (c->w_type) {
-            case F16: tile_F16((int)rows, x, w, k, sums); break;
-            case BF16: tile_BF16((int)rows, x, w, k, sums); break;
-            default: tile_F32((int)rows, x, w, k, sums);
+            case F16: tile_F16((int)rows, pair, x, w, k, sums); break;
+            case BF16: tile_BF16((int)rows, pair, x, w, k, sums); break;
+            default: tile_F32((int)rows, pair, x, w, k, sums);
             }
-            for (int64_t r = 0; r < rows; r++) {
-                float *out = c->out + (from + r) * c->n + column;
+            for (int64_t r = 0; r < pair * rows; r++) {
+                const int64_t at = column + r / rows * PANEL, columns = c->n - at < PANEL ? c->n - at : PANEL;
+                float *out = c->out + (from + r % rows) * c->n + at;
                 if (c->bias != 0)
-                    for (int64_t j = 0; j < columns; j++) out[j] = sums[r][j] + c->bias[column + j];
+                    for (int64_t j = 0; j < columns; j++) out[j] = sums[r][j] + c->bias[at + j];
                 else
                     memcpy(out, sums[r], columns * sizeof(float));
             }
         }
+        task += pair;
     }
+#pragma omp barrier
 }
 
 EXPORT void NAME(linear)(const LinearCall *c) {
