@@ -113,6 +113,24 @@ def test_image_commands_exist(image: str, targets: int) -> None:
 @pytest.mark.parametrize("image", ["worker", "gateway"])
 def test_images_copy_what_the_package_needs(image: str) -> None:
     dockerfile = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
-    for copied in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE):
+    for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
         for path in copied.split():
             assert (ROOT / path).exists(), path
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE)
+    for stage in re.findall(r"--from=(\S+)", dockerfile):
+        assert stage in stages
+
+
+def test_kernels_are_built_with_what_their_stage_has(tmp_path: Path) -> None:
+    """Those stages hold the interpreter, a compiler and the two copied paths, and no installed package."""
+    dockerfile = (ROOT / "docker" / "worker.Dockerfile").read_text()
+    copied = re.findall(r"^COPY (core/penstock_core/\S+) /src/(\S+)$", dockerfile, re.MULTILINE)
+    assert copied[: len(copied) // 2] == copied[len(copied) // 2 :], "both stages copy the same"
+    for source, target in dict(copied).items():
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / target).symlink_to(ROOT / source)
+    assert "python -m penstock_core.kernels.build /kernels" in dockerfile
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from penstock_core.kernels import build; print(build.SOURCES)"
+    ran = subprocess.run([sys.executable, "-S", "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(str(tmp_path))
