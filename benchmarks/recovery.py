@@ -62,11 +62,18 @@ def main() -> None:
         arguments.seed = random.SystemRandom().randrange(2**31)
     console.print(f"seed {arguments.seed}")
     figures = measure(arguments)
-    table("recovery", ["", ""], [[name, value] for name, value in figures.items() if not isinstance(value, dict)])
-    console.print({name: value for name, value in figures.items() if isinstance(value, dict)})
+    table("recovery", ["", "value"], rows(figures))
     publish("recovery", figures, as_json=arguments.json)
     if any(figures[name] for name in COUNTS):
         sys.exit(1)
+
+
+def rows(figures: dict[str, Any]) -> list[list[object]]:
+    """The figures as a table; counts by kind on one line each."""
+    return [
+        [name, ", ".join(f"{count} {kind}" for kind, count in value.items()) if isinstance(value, dict) else value]
+        for name, value in figures.items()
+    ]
 
 
 def requests(seed: int, jobs: int, longest: int) -> list[dict[str, Any]]:
