@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +112,25 @@ def test_what_the_kernels_do_not_know_goes_layer_by_layer(tmp_path: Path) -> Non
     model = load_model(tmp_path)
     large = AttentionBatch.build([[1, 2, 3]], [0], [[0]], 128)
     model.forward(large, pages_for(model, 1, 128))  # pages larger than the kernel's scratch
+
+
+def test_working_memory_lives_until_the_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, CONFIGS["llama"]())
+    model = load_model(tmp_path)
+    whole = model.whole
+    assert whole is not None
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def scratch(tokens: int) -> torch.Tensor:
+        memory = torch.empty(tokens * 100_000)
+        made.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(whole, "scratch", scratch)
+    monkeypatch.setattr(whole, "_kernels", SimpleNamespace(decode=lambda _: alive.append(made[-1]() is not None) or 1))
+    model.forward(AttentionBatch.build([[1, 2, 3]], [0], [[0]], PAGE), pages_for(model, 1, PAGE))
+    assert alive == [True]
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
