@@ -105,6 +105,11 @@ def _tls_in_front_of(port: int, certificate: str, key: str) -> Iterator[int]:
     yield int(listening.sockets[0].getsockname()[1])
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.close()
 
 
 @contextmanager
