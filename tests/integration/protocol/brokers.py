@@ -99,16 +99,19 @@ def _tls_in_front_of(port: int, certificate: str, key: str) -> Iterator[int]:
         upstream, server = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pump(reader, server), pump(upstream, writer))
 
+    async def end_tasks() -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     listening = loop.run_until_complete(asyncio.start_server(accept, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     yield int(listening.sockets[0].getsockname()[1])
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(end_tasks())
     loop.close()
 
 
