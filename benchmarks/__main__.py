@@ -20,11 +20,13 @@ ALL = {
     "queue": "queue",
     "engine": "engine",
     "engine-int8": "engine --quantization int8",
+    "step": "step",
     "prefix": "prefix",
     "speculation": "speculation",
     "distributed": "distributed",
     "recovery": "recovery",
     "gateway": "gateway",
+    "startup": "startup",
 }
 """Name of the results, and the module with its options."""
 

@@ -73,6 +73,9 @@ class WholeDecoder:
         embedding: [vocab, hidden], as stored.
         norm: float32 [hidden], the last norm.
         head: the product that gives logits.
+
+    Attributes:
+        parts, head: as given. table: the kernels' own description of the model. draft: the kernel that guesses.
     """
 
     def __init__(
@@ -87,8 +90,9 @@ class WholeDecoder:
         self.shape = shape
         self.draft = kernels.draft
         self._kernels = kernels
-        self._parts = list(layers)
-        self._kept = embedding, norm, head  # their addresses are in use
+        self.parts = list(layers)
+        self.head = head
+        self._kept = embedding, norm  # their addresses are in use
         self._layers = (native.Layer * len(layers))(*map(_row, layers))
         self.table = native.Decoder(
             layers=self._layers,
@@ -133,7 +137,7 @@ class WholeDecoder:
             self.table.page_size = pages[0].k.shape[1]
             self._pages = pages
         if max_seq_len > self._reach:
-            self._ropes = [None if part.rope is None else part.rope(max_seq_len) for part in self._parts]
+            self._ropes = [None if part.rope is None else part.rope(max_seq_len) for part in self.parts]
             for row, rope in zip(self._layers, self._ropes, strict=True):
                 if rope is not None:
                     row.rope, row.rotary_dim = rope.data_ptr(), rope.shape[1]

@@ -20,10 +20,10 @@ PANEL = 32  # outputs that lie together, as in linear.c
 class FloatProduct:
     """A product with a CPU weight [out, in] of float32, float16 or bfloat16. float32 [T, in] -> float32 [T, out]."""
 
-    __slots__ = ("_bias", "_call", "_packed", "in_features", "matrix", "out_features")
+    __slots__ = ("_bias", "_packed", "in_features", "kernel", "matrix", "out_features")
 
     def __init__(self, kernels: native.Kernels, weight: Tensor, bias: Tensor | None, w_type: int) -> None:
-        self._call = kernels.linear
+        self.kernel = kernels.linear
         self.out_features, self.in_features = weight.shape
         missing = -self.out_features % PANEL
         padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
@@ -39,7 +39,7 @@ class FloatProduct:
         rows, matrix = x.shape[0], self.matrix
         out = torch.empty(rows, self.out_features)
         scratch = torch.empty(rows * self.in_features) if rows > 1 else out
-        self._call(
+        self.kernel(
             byref(
                 native.LinearCall(
                     matrix.w,
@@ -62,11 +62,11 @@ class FloatProduct:
 class Int8Product:
     """A product with a CPU weight [out, in] in 8 bits, one scale per output. float32 [T, in] -> float32 [T, out]."""
 
-    __slots__ = ("_bias", "_call", "_packed", "_scale", "in_features", "matrix", "out_features")
+    __slots__ = ("_bias", "_packed", "_scale", "in_features", "kernel", "matrix", "out_features")
 
     def __init__(self, kernels: native.Kernels, weight: Tensor, bias: Tensor | None) -> None:
         assert kernels.linear_int8 is not None
-        self._call = kernels.linear_int8
+        self.kernel = kernels.linear_int8
         self.out_features, self.in_features = weight.shape
         self._scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
         fours = -(-self.in_features // 4)
@@ -93,7 +93,7 @@ class Int8Product:
         scratch = torch.empty(rows * (fours + 2), dtype=torch.int32)
         at = scratch.data_ptr()
         scales = at + rows * fours * 4
-        self._call(
+        self.kernel(
             byref(
                 native.Int8LinearCall(
                     matrix.w,
