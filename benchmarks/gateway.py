@@ -1,8 +1,10 @@
 """The HTTP gateway without a model: `python -m benchmarks.gateway [--json] [--quick]`.
 
 A worker that computes nothing answers 32 tokens. Measured: one request at a time through `POST /v1/generate` and
-through the SDK, in turn (p50 of each and their difference); requests/s over many connections; and how many event
-streams one gateway process holds open at once, all tokens delivered to every one.
+through the SDK, in turn (p50 of each and their difference); requests/s over many connections, alternating with the
+floor, a FastAPI application over a Redis list and one channel that does nothing else (`peers/fastapi_pubsub`); and how
+many event streams one gateway process holds open at once, all tokens delivered to every one, over how many connections
+to Redis and in how much memory. Client, gateway, worker and Redis share the machine.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.error import URLError
+
+import redis
 
 from benchmarks.noop_worker import ANSWER
 from benchmarks.queue import _process, _redis
-from benchmarks.report import parser, publish, table
+from benchmarks.report import chart, parser, publish, table
 from penstock import AsyncClient
 
 _QUEUE = "bench"
@@ -33,38 +38,79 @@ def main() -> None:
     """Measure one gateway process."""
     options = parser(__doc__)
     options.add_argument("--singles", type=int, default=400, help="requests sent one at a time, each way")
-    options.add_argument("--burst", type=int, default=4000, help="requests over --connections at once")
+    options.add_argument("--burst", type=int, default=3000, help="requests over --connections at once")
     options.add_argument("--connections", type=int, default=64)
     options.add_argument("--streams", type=int, default=2000, help="event streams held open at once")
     arguments = options.parse_args()
     if arguments.quick:
-        arguments.singles, arguments.burst, arguments.streams = 100, 500, 300
+        arguments.runs, arguments.singles, arguments.burst, arguments.streams = 1, 100, 500, 300
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * arguments.streams + 1000
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, wanted)), hard))
-    with _redis(appendonly=True) as url, _gateway(url) as port:
-        with _process([sys.executable, "-m", "benchmarks.noop_worker", url, _QUEUE]):
-            latency = asyncio.run(_latency(url, port, arguments.singles))
-            rate = asyncio.run(_rate(port, arguments.burst, arguments.connections))
-        streams = asyncio.run(_streams(url, port, arguments.streams))
-    figures = {**latency, "requests_per_s": rate, **streams}
-    table("one gateway process", ["", "value"], [[name, value] for name, value in figures.items()])
+    rates: dict[str, list[float]] = {"penstock": [], "floor": []}
+    floor = [sys.executable, "-m", "benchmarks.peers.fastapi_pubsub"]
+    with _redis(appendonly=True) as url, _gateway(url) as (port, pid):
+        floor_port = _free_port()
+        with (
+            _process([sys.executable, "-m", "benchmarks.noop_worker", url, _QUEUE]),
+            _process([*floor, "work", url]),
+            _process([*floor, "serve", url, str(floor_port)]),
+        ):
+            _await_server(floor_port, "/openapi.json")
+            latency = asyncio.run(_latency(url, port, floor_port, arguments.singles))
+            for turn in range(arguments.runs + 1):
+                for name, at in (("penstock", port), ("floor", floor_port)):
+                    rate = asyncio.run(_rate(at, arguments.burst, arguments.connections))
+                    if turn:  # the first is the warm-up
+                        rates[name].append(rate)
+        streams = asyncio.run(_streams(url, port, pid, arguments.streams))
+    ours, theirs = (statistics.median(rates[name]) for name in ("penstock", "floor"))
+    figures = {**latency, "requests_per_s": ours, "floor_requests_per_s": theirs, **streams}
+    table(
+        f"one gateway process ({streams['streams_held']:,} streams)",
+        ["", "penstock", "floor"],
+        [
+            ["one request at a time, p50 ms", latency["gateway_p50_ms"], latency["floor_p50_ms"]],
+            ["of these added to the SDK's, ms", latency["added_p50_ms"], ""],
+            [f"requests/s over {arguments.connections} connections", ours, theirs],
+            ["event streams held, every token delivered", streams["streams_whole"], ""],
+            ["connections to Redis meanwhile", streams["connections_to_redis"], ""],
+            ["memory meanwhile, MiB", streams["gateway_resident_mib"], ""],
+        ],
+    )
+    chart("requests/s", {"penstock": ours, "floor": theirs})
+    chart("one request, p50 ms", {"penstock": latency["gateway_p50_ms"], "floor": latency["floor_p50_ms"]})
     publish("gateway", {"figures": figures}, as_json=arguments.json)
 
 
-@contextmanager
-def _gateway(url: str) -> Iterator[int]:
+def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+        return int(free.getsockname()[1])
+
+
+def _await_server(port: int, path: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
+        except (URLError, ConnectionError):
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"nothing answers on port {port}")
+
+
+@contextmanager
+def _gateway(url: str) -> Iterator[tuple[int, int]]:
+    """Its port and its process id."""
+    port = _free_port()
     command = [sys.executable, "-m", "penstock", "gateway", "--redis", url, "--queue", _QUEUE, "--port", str(port)]
-    with _process([*command, "--log-level", "error"]):
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
-                break
-            except (URLError, ConnectionError):
-                time.sleep(0.1)
-        yield port
+    with subprocess.Popen([*command, "--log-level", "error"], stderr=subprocess.DEVNULL) as process:
+        try:
+            _await_server(port, "/")
+            yield port, process.pid
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 class _Http:
@@ -110,10 +156,11 @@ class _Http:
         self._writer.close()
 
 
-async def _latency(url: str, port: int, singles: int) -> dict[str, float]:
-    http = await _Http.open(port)
-    ours: list[float] = []
-    theirs: list[float] = []
+async def _latency(url: str, port: int, floor_port: int, singles: int) -> dict[str, float]:
+    http, floor = await _Http.open(port), await _Http.open(floor_port)
+    sdk: list[float] = []
+    gateway: list[float] = []
+    least: list[float] = []
     async with AsyncClient(url, queue=_QUEUE) as client:
         for turn in range(singles + 20):
             started = time.perf_counter()
@@ -121,14 +168,23 @@ async def _latency(url: str, port: int, singles: int) -> dict[str, float]:
             middle = time.perf_counter()
             answer = await http.post("/v1/generate", _BODY)
             ended = time.perf_counter()
+            await floor.post("/v1/generate", _BODY)
+            last = time.perf_counter()
             if result.token_ids != ANSWER or answer.get("token_ids") != list(ANSWER):
                 raise SystemExit(f"wrong answer: {answer}")
             if turn >= 20:  # warm by then
-                ours.append((middle - started) * 1e3)
-                theirs.append((ended - middle) * 1e3)
+                sdk.append((middle - started) * 1e3)
+                gateway.append((ended - middle) * 1e3)
+                least.append((last - ended) * 1e3)
     http.close()
-    sdk, gateway = statistics.median(ours), statistics.median(theirs)
-    return {"sdk_p50_ms": sdk, "gateway_p50_ms": gateway, "added_p50_ms": gateway - sdk}
+    floor.close()
+    direct, through = statistics.median(sdk), statistics.median(gateway)
+    return {
+        "sdk_p50_ms": direct,
+        "gateway_p50_ms": through,
+        "added_p50_ms": through - direct,
+        "floor_p50_ms": statistics.median(least),
+    }
 
 
 async def _rate(port: int, burst: int, connections: int) -> float:
@@ -145,7 +201,11 @@ async def _rate(port: int, burst: int, connections: int) -> float:
     return burst / (time.perf_counter() - started)
 
 
-async def _streams(url: str, port: int, count: int) -> dict[str, float]:
+def _resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+async def _streams(url: str, port: int, pid: int, count: int) -> dict[str, float]:
     """Open all streams while nobody works, then start a worker and read all of them to their ends."""
     async with AsyncClient(url, queue=_QUEUE) as client:
         items = [{"prompt_token_ids": [1, 2, 3], "max_tokens": 32} for _ in range(count)]
@@ -164,6 +224,9 @@ async def _streams(url: str, port: int, count: int) -> dict[str, float]:
 
     following = [asyncio.ensure_future(follow(job, event)) for job, event in zip(jobs, opened, strict=True)]
     await asyncio.wait_for(asyncio.gather(*(event.wait() for event in opened)), 120)
+    with redis.Redis.from_url(url) as broker:
+        connections = sum(client["name"].startswith("penstock-gateway") for client in broker.client_list())
+    memory_mib = _resident_mib(pid)
     started = time.perf_counter()
     worker = await asyncio.to_thread(
         subprocess.Popen, [sys.executable, "-m", "benchmarks.noop_worker", url, _QUEUE], stderr=subprocess.DEVNULL
@@ -178,6 +241,8 @@ async def _streams(url: str, port: int, count: int) -> dict[str, float]:
     return {
         "streams_held": len(jobs),
         "streams_whole": whole,
+        "connections_to_redis": connections,
+        "gateway_resident_mib": memory_mib,
         "streams_delivered_with_worker_start_s": time.perf_counter() - started,
     }
 

@@ -92,7 +92,7 @@ def test_health_check_command_reports_a_missing_worker(compose: dict[str, Any], 
 def test_gateway_is_published_on_this_machine_only(compose: dict[str, Any]) -> None:
     gateway = compose["services"]["gateway"]
     assert all(port.startswith("127.0.0.1:") for port in gateway["ports"])
-    assert set(gateway["environment"]) <= {"PENSTOCK_REDIS_URL", "PENSTOCK_QUEUE", "PENSTOCK_API_KEYS_FILE"}
+    assert set(gateway["environment"]) <= {"PENSTOCK_REDIS_URL", "PENSTOCK_QUEUE", "PENSTOCK_API_KEYS"}
 
 
 @pytest.mark.parametrize(("image", "targets"), [("worker", 2), ("gateway", 1)])

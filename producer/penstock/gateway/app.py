@@ -16,7 +16,7 @@ from penstock.gateway.books import Books
 from penstock.gateway.description import describe
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
-from penstock.gateway.openai import batch_routes
+from penstock.gateway.openai import background, batch_routes
 from penstock.gateway.openai import routes as openai
 from penstock.gateway.openai.batches import BatchStore
 from penstock.gateway.openai.driver import BatchDriver
@@ -61,6 +61,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.include_router(dashboard.router)
     app.include_router(openai.router)
     app.include_router(batch_routes.router)
+    app.include_router(background.router)
     errors.install(app)
     if settings.cors_origins:
         app.add_middleware(

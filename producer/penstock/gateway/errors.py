@@ -36,7 +36,7 @@ _STATUS: tuple[tuple[type[PenstockError], int], ...] = (
     (ResultTimeout, 504),
     (BrokerUnavailable, 503),
 )
-_OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/files", "/v1/batches")
+_OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/files", "/v1/batches", "/v1/responses")
 
 
 def status_of(error: PenstockError) -> int:

@@ -135,6 +135,23 @@ _RUN = {
 }
 
 
+_RESPONSE = {
+    "id": f"resp_{_JOB}",
+    "object": "response",
+    "created_at": 1760000000,
+    "status": "queued",
+    "model": "penstock-story",
+    "output": [],
+    "error": None,
+    "incomplete_details": None,
+    "usage": None,
+    "metadata": {"run": "1"},
+    "parallel_tool_calls": False,
+    "tool_choice": "none",
+    "tools": [],
+}
+
+
 def _page(one: dict[str, Any]) -> dict[str, Any]:
     return {"object": "list", "data": [one], "first_id": one["id"], "last_id": one["id"], "has_more": False}
 
@@ -150,7 +167,15 @@ CHAT_STREAM = (
     "null}]}\n\ndata: [DONE]\n\n"
 )
 
+RESPONSE_STREAM = (
+    'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "sequence_number": 6, "item_id": '
+    f'"msg_{_JOB}", "output_index": 0, "content_index": 0, "delta": "A fox", "logprobs": []}}\n\n'
+)
+
 JSON: dict[str, Any] = {
+    "POST /v1/responses": _RESPONSE,
+    "GET /v1/responses/{response_id}": _RESPONSE,
+    "POST /v1/responses/{response_id}/cancel": {**_RESPONSE, "status": "cancelled"},
     "POST /v1/generate": _ANSWER,
     "POST /v1/batch": {
         "responses": [{"response": _ANSWER, "error": None}],
@@ -198,6 +223,8 @@ TEXT: dict[str, dict[str, str]] = {
     "GET /v1/jobs/{job_id}/stream": {"text/event-stream": STREAM},
     "POST /v1/chat/completions": {"text/event-stream": CHAT_STREAM},
     "POST /v1/completions": {"text/event-stream": CHAT_STREAM.replace("chatcmpl", "cmpl")},
+    "POST /v1/responses": {"text/event-stream": RESPONSE_STREAM},
+    "GET /v1/responses/{response_id}": {"text/event-stream": RESPONSE_STREAM},
     "GET /metrics": {
         "text/plain": '# TYPE penstock_queue_waiting_jobs gauge\npenstock_queue_waiting_jobs{queue="q"} 12.0\n'
     },
@@ -206,6 +233,7 @@ TEXT: dict[str, dict[str, str]] = {
 """And of those that answer something else, by media type."""
 
 REQUESTS: dict[str, dict[str, Any]] = {
+    "POST /v1/responses": {"model": "penstock-story", "input": "Tell me a story about a fox.", "background": True},
     "POST /v1/batch": {"requests": [{"prompt": "The miller lost her", "max_tokens": 64, "seed": 7}]},
     "PUT /v1/tenants/{name}/quota": _QUOTA["limits"],
     "POST /v1/batches": {

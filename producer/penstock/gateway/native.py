@@ -36,6 +36,7 @@ from penstock.gateway.settings import GatewaySettings
 from penstock_core.protocol.config import TenantLimits
 from penstock_core.protocol.errors import InvalidRequest, JobError, PenstockError
 from penstock_core.protocol.jobs import JobState
+from penstock_core.protocol.requests import MAX_CHOICES
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "no API key, or one that nobody has"},
@@ -172,7 +173,7 @@ async def stream(
     handler: Handler,
     from_offset: Annotated[int, Query(ge=0, description="first token wanted, of every choice")] = 0,
     index: Annotated[int | None, Query(ge=0, description="the only choice wanted")] = None,
-    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,10}(\.\d{1,10})*$")] = None,
+    last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,10}e?(\.\d{1,10}e?)*$")] = None,
 ) -> EventStream:
     """Server-sent events: `tokens` with index, offset, token_ids, text and finish_reason; then one `end`.
 
@@ -239,20 +240,22 @@ async def prometheus(request: Request, operator: Operator, handler: Handler) -> 
 
 
 class _Position:
-    """How far a reader has come, per choice: `5` or, with several choices, `5.7.3`."""
+    """How far a reader has come, per choice: `5` or, with several choices, `5.7e.3`; the `e` says it has ended."""
 
-    def __init__(self, offsets: list[int], start: int) -> None:
+    def __init__(self, offsets: list[int], start: int, ended: set[int]) -> None:
         self._offsets = offsets
         self._start = start
+        self.ended = ended
 
     @classmethod
     def parse(cls, text: str | None, start: int) -> _Position:
         if text is None:
-            return cls([], start)
-        offsets = [int(part) for part in text.split(".")]
-        if len(offsets) > 64:
-            raise InvalidRequest("Last-Event-ID", f"{len(offsets)} choices, allowed are 64")
-        return cls(offsets, 0)
+            return cls([], start, set())
+        parts = text.split(".")
+        if len(parts) > MAX_CHOICES:
+            raise InvalidRequest("Last-Event-ID", f"{len(parts)} choices, allowed are {MAX_CHOICES}")
+        ended = {index for index, part in enumerate(parts) if part.endswith("e")}
+        return cls([int(part.removesuffix("e")) for part in parts], 0, ended)
 
     def of(self, index: int) -> int:
         return self._offsets[index] if index < len(self._offsets) else self._start
@@ -261,11 +264,13 @@ class _Position:
     def least(self) -> int:
         return min(self._offsets, default=self._start)
 
-    def advance(self, index: int, end: int) -> str:
+    def advance(self, index: int, end: int, *, ended: bool) -> str:
         while len(self._offsets) <= index:
             self._offsets.append(self._start)
         self._offsets[index] = max(self._offsets[index], end)
-        return ".".join(map(str, self._offsets))
+        if ended:
+            self.ended.add(index)
+        return ".".join(f"{offset}{'e' * (at in self.ended)}" for at, offset in enumerate(self._offsets))
 
 
 async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -> AsyncGenerator[str]:
@@ -273,7 +278,9 @@ async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -
         async with aclosing(job.stream(position.least, index)) as chunks:
             async for chunk in chunks:
                 skip = max(0, position.of(chunk.index) - chunk.offset)
-                if skip and skip >= len(chunk.token_ids) and chunk.finish_reason is None:
+                if chunk.index in position.ended or (
+                    skip and skip >= len(chunk.token_ids) and chunk.finish_reason is None
+                ):
                     continue
                 data = {
                     "index": chunk.index,
@@ -282,16 +289,17 @@ async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -
                     "text": "".join(chunk.pieces[skip:]),
                     "finish_reason": chunk.finish_reason,
                 }
-                yield _event("tokens", data, position.advance(chunk.index, chunk.end))
+                ended = chunk.finish_reason is not None
+                yield _event("tokens", data, position.advance(chunk.index, chunk.end, ended=ended))
         result = await job.result(timeout=30.0)
-        ended: dict[str, Any] = {"state": JobState.COMPLETED, "usage": asdict(result.usage)}
+        last: dict[str, Any] = {"state": JobState.COMPLETED, "usage": asdict(result.usage)}
     except JobError as error:
         usage = None if error.result is None else asdict(error.result.usage)
-        ended = {"state": error.code, "usage": usage, "error": error_body(error).model_dump(exclude_none=True)}
+        last = {"state": error.code, "usage": usage, "error": error_body(error).model_dump(exclude_none=True)}
     except PenstockError as error:
         yield _event("error", error_body(error).model_dump(exclude_none=True))
         return
-    yield _event("end", ended)
+    yield _event("end", last)
 
 
 def _event(kind: str, data: dict[str, Any], event_id: str | None = None) -> str:

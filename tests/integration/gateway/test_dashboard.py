@@ -169,7 +169,7 @@ def test_nothing_is_cut_off_and_text_stands_out(
 ) -> None:
     """With PENSTOCK_SCREENSHOTS=<folder>, keeps the pictures of the docs."""
     folder = os.environ.get("PENSTOCK_SCREENSHOTS")
-    for n in range(60 if folder else 1):
+    for n in range(200 if folder else 1):
         http.post("/v1/jobs", json={"prompt": f"Letter {n}", "max_tokens": 300, "priority": n % 10, "n": 4})
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

@@ -145,6 +145,16 @@ def test_several_choices_resume_each_at_its_own_place(http: httpx.Client) -> Non
         assert before + after == expected
 
 
+def test_who_has_seen_a_choices_end_is_not_told_again(http: httpx.Client) -> None:
+    """What the end releases beyond the last token has no offset of its own, so the position says that it was seen."""
+    job = http.post("/v1/jobs", json=STORY).json()
+    with http.stream("GET", job["stream_url"]) as response:
+        last = [event_id for kind, event_id, _ in events(response) if kind == "tokens"][-1]
+    assert last == "24e"
+    with http.stream("GET", job["stream_url"], headers={"Last-Event-ID": last}) as response:
+        assert [kind for kind, _, _ in events(response)] == ["end"]
+
+
 def test_idempotency_key_returns_the_same_job(http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "order-77"}
     first = http.post("/v1/jobs", json=STORY, headers=headers).json()

@@ -158,3 +158,21 @@ class Page(BaseModel, Generic[T]):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+class ResponseObject(BaseModel):
+    """A response; `incomplete` where it was cut at its limit."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    model: str
+    output: list[dict[str, Any]]
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    usage: dict[str, Any] | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    tool_choice: str
+    tools: list[dict[str, Any]]
