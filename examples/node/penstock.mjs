@@ -41,8 +41,9 @@ export async function submit(redis, queue, prompt, sampling = {}, id = randomByt
   const seed = sampling.seed ?? randomInt(2 ** 47); // always with a seed: a resumed job goes on with the same noise
   const request = Buffer.from(encode([VERSION, { prompt, sampling: { ...sampling, seed } }]));
   const cost = [Math.floor(Buffer.byteLength(prompt) / 4) + 1, (sampling.max_tokens ?? 256) * (sampling.n ?? 1)];
-  // one job: id, request, priority, tenant, token estimates, affinity, deadline, delay, not before, retries, TTL, ...
-  const job = [id, request, 5, "default", ...cost, "", 0, 0, 0, 3, 3_600_000, "", "", ""];
+  // options: priority, tenant, token estimates, deadline, delay, not before, retries, TTL
+  const options = [5, "default", ...cost, 0, 0, 0, 3, 3_600_000].join(" ");
+  const job = [id, request, options, "", "", "", ""]; // affinity, idempotency key, metadata, traceparent
   const [[status, ...why]] = await call(redis, queue, SUBMIT, "", 1, ...job);
   if (status.toString() === "full") {
     throw new Error(`the queue is full: ${why[0]} is ${why[1]} of ${why[2]}; try again in ${why[3]} ms`);

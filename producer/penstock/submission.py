@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from struct import pack
 from typing import Any, Literal, TypedDict
@@ -126,7 +127,9 @@ def prepare(settings: ClientSettings, given: Mapping[str, Any], *, at: str = "")
         else:
             raise InvalidRequest(f"{at}{name}", f"unknown option{_hint(name)}")
     try:
-        options = JobOptions.model_validate(delivery_values)
+        tenant = delivery_values["tenant"]
+        plain = len(delivery_values) == 1 and type(tenant) is str
+        options = _plain_options(tenant) if plain else JobOptions.model_validate(delivery_values)
         request = _request(settings, request_values, sampling_values, at)
     except ValidationError as error:
         raise invalid_request(error, at) from None
@@ -145,6 +148,12 @@ def prepare_many(settings: ClientSettings, items: Sequence[str | Mapping[str, An
             )
         jobs.append(prepare(settings, item, at=f"jobs[{index}]."))
     return jobs
+
+
+@lru_cache(maxsize=256)
+def _plain_options(tenant: str) -> JobOptions:
+    """The options of a job that has none of its own."""
+    return JobOptions.model_validate({"tenant": tenant})
 
 
 def _new_job(request: GenerationRequest, options: JobOptions) -> NewJob:

@@ -215,15 +215,17 @@ class Claimer:
         else:
             claimed = job.claimed
             self._metrics.resumed_tokens.inc(verdict.resumed_tokens)
-            job.log.log(
-                logging.DEBUG if claimed.attempt == 1 else logging.INFO,
-                "started" if claimed.attempt == 1 else "resumed",
-                extra={
-                    "prompt_tokens": job.prompt_tokens,
-                    "resumed_tokens": verdict.resumed_tokens,
-                    "queue_ms": round(job.queue_ms),
-                },
-            )
+            level = logging.DEBUG if claimed.attempt == 1 else logging.INFO
+            if job.says(level):
+                job.log.log(
+                    level,
+                    "started" if claimed.attempt == 1 else "resumed",
+                    extra={
+                        "prompt_tokens": job.prompt_tokens,
+                        "resumed_tokens": verdict.resumed_tokens,
+                        "queue_ms": round(job.queue_ms),
+                    },
+                )
             try:
                 self._engine.submit(verdict.request)
             except RuntimeError:  # its thread died; the worker will end, and the job goes back with the others

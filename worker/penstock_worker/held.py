@@ -52,6 +52,11 @@ class HeldJob:
         """A logger for lines about this job."""
         return JobLog(_logger, self.job_id, self.attempt, self.claimed.traceparent)
 
+    @staticmethod
+    def says(level: int) -> bool:
+        """Whether lines of this level are printed at all: making one costs more than the rest of a small job."""
+        return _logger.isEnabledFor(level)
+
     @property
     def attempt(self) -> int:
         """The fencing token: every write to Redis carries it."""

@@ -12,14 +12,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from redis.exceptions import RedisError
 
 from penstock_core.pipeline import FinishedRequest, RequestOutput
 from penstock_core.protocol.errors import BrokerUnavailable
 from penstock_core.protocol.events import TokenChunk
-from penstock_core.protocol.jobs import FinishReason, JobResult, JobState
+from penstock_core.protocol.jobs import FinishReason, JobResult, JobState, Timings
 from penstock_worker.broker import Broker
 from penstock_worker.engine import Engine
 from penstock_worker.held import HeldJob, HeldJobs
@@ -179,7 +178,16 @@ class Publisher:
         reasons = {choice.finish_reason for choice in finished.choices}
         if FinishReason.ERROR in reasons:
             return Fail("engine_error", finished.error or "the engine gave no reason", retryable=True)
-        timings = replace(finished.timings, queue_ms=job.queue_ms + finished.timings.queue_ms)
+        took = finished.timings
+        timings = Timings(
+            job.queue_ms + took.queue_ms,
+            took.prefill_ms,
+            took.ttft_ms,
+            took.decode_ms,
+            took.preemptions,
+            took.drafted_tokens,
+            took.accepted_tokens,
+        )
         result = JobResult(
             finished.choices, finished.usage, timings, finished.prompt_logprobs, self._worker_id, self._served_name
         )

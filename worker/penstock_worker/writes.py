@@ -6,6 +6,7 @@ opinion.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,10 +165,11 @@ class Writer:
         self._metrics.first_token.observe(timings.ttft_ms / 1000)
         self._metrics.decode.observe(timings.decode_ms / 1000)
         self._ended(parcel, ending.state)
-        parcel.job.log.info(
-            ending.state.value,
-            extra={"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
-        )
+        if parcel.job.says(logging.INFO):
+            parcel.job.log.info(
+                ending.state.value,
+                extra={"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+            )
 
     def _failed(self, parcel: Parcel, answer: str) -> None:
         ending = parcel.ending

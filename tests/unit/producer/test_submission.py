@@ -45,7 +45,7 @@ def test_a_misspelt_option_is_named_with_the_one_that_was_meant() -> None:
         ({"prompt": ""}, "prompt"),
         ({"prompt": "a lone surrogate \ud800"}, "prompt"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"prompt_token_ids": [-1]}, "prompt_token_ids.0"),
+        ({"prompt_token_ids": [-1]}, "prompt_token_ids"),
         ({"request": "x"}, "request"),
         ({"request": GenerationRequest(prompt="x"), "prompt": "y"}, "prompt"),
         ({}, "request"),

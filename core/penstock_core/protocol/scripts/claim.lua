@@ -63,7 +63,7 @@ local function read_order(order)
   order.horizon = nil
   local from = 0
   repeat
-    local page = call('ZRANGE', order.key, from, from + FEW, 'WITHSCORES')
+    local page = call('ZRANGE', order.key, text(from), text(from + FEW), 'WITHSCORES')
     for i = 1, #page, 2 do
       local tenant, score = page[i], tonumber(page[i + 1])
       if not passed[order.priority][tenant] and is_open(tenant) then

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] prefix; ARGV[1] now_ms
 -- ARGV[2] worker string; ARGV[3], ARGV[4] the JobEnded record `log_full` in two halves around the
---   attempt; then 6 values per record:
---   id string; attempt int; index int (choice); offset int; count int (tokens); payload bytes (TokenChunk)
+--   attempt; then 3 values per record:
+--   id string; head string: `attempt index offset count` (choice, tokens); payload bytes (TokenChunk)
 -- Returns per record 'ok', 'cancelled' or 'expired' (appended all the same; stop and finish it so), or 'fenced'.
 -- Refuses: a stale owner or attempt (counted in `fenced`); an offset that is not the next one (counted in `gaps`); a log
 --   over max_log_bytes (the job ends as failed). All three answer 'fenced': drop the sequence.
@@ -13,9 +13,9 @@
 local worker, max_log_bytes = ARGV[2], setting('max_log_bytes')
 
 local function publish(at)
-  local id, attempt, index, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 5]
-  local offset, n = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  local key, field = Q .. 'job:' .. id, 'off:' .. index
+  local id, head, payload = ARGV[at], words(ARGV[at + 1]), ARGV[at + 2]
+  local attempt, offset, n = head[1], tonumber(head[3]), tonumber(head[4])
+  local key, field = Q .. 'job:' .. id, 'off:' .. head[2]
   local job = call('HMGET', key, 'state', 'owner', 'attempt', 'client', 'cancel', 'deadline', 'log_bytes', 'tokens', field)
   if job[1] ~= 'running' or job[2] ~= worker or job[3] ~= attempt then
     return fence(id, worker, attempt)
@@ -31,14 +31,14 @@ local function publish(at)
     return 'fenced'
   end
   if appended == 'new' then
-    call('HSET', key, field, offset + n, 'tokens', num(job[8]) + n, 'log_bytes', log_bytes)
+    call('HSET', key, field, text(offset + n), 'tokens', text(num(job[8]) + n), 'log_bytes', text(log_bytes))
     count('tokens_out', n)
   end
   return verdict(job[5], job[6])
 end
 
 local replies = {}
-for at = 5, #ARGV, 6 do
+for at = 5, #ARGV, 3 do
   replies[#replies + 1] = publish(at)
 end
 flush()

@@ -2,17 +2,18 @@
 --
 -- KEYS[1] prefix; ARGV[1] now_ms
 -- ARGV[2] client  string  whose channel gets the events; '' for none
--- ARGV[3] count   int     number of jobs; then 15 values per job:
---   id string; request bytes; priority int; tenant string; input int, output int (token estimates); affinity string;
---   deadline_ms int (from now; 0 none); delay_ms int (from now); not_before_ms int (absolute; 0 none);
---   max_retries int; ttl_ms int; idempotency key string ('' none); metadata bytes; traceparent string
+-- ARGV[3] count   int     number of jobs; then 7 values per job:
+--   id string; request bytes; options string; affinity string; idempotency key string ('' none); metadata bytes;
+--   traceparent string. The options are nine values with a space between: priority int; tenant string; input int, output
+--   int (token estimates); deadline_ms int (from now; 0 none); delay_ms int (from now); not_before_ms int (absolute;
+--   0 none); max_retries int; ttl_ms int
 -- Returns per job {status, ...}: {'accepted'}, {'duplicate', existing id},
 --   {'full', limit name, current value, limit, retry_after_ms}.
 -- Refuses: over max_waiting_jobs, max_waiting_bytes, or the tenant's max_queued or tokens_per_minute.
 --@include base waiting
 
 local client, n = ARGV[2], tonumber(ARGV[3])
-local FIELDS = 15
+local FIELDS = 7
 
 local found = call('HMGET', Q .. 'stats', 'queued', 'delayed', 'waiting_bytes', 'rate_count', 'rate_at')
 local waiting, bytes = num(found[1]) + num(found[2]), num(found[3])
@@ -80,25 +81,40 @@ local function no_room(tenant, cost, size)
   return nil
 end
 
-local function accept(at, id, key)
-  local request, priority, tenant = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local input, output, affinity = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  local deadline_ms, dedupe = ARGV[at + 7], ARGV[at + 12]
-  local due = now
-  if ARGV[at + 8] ~= '0' or ARGV[at + 9] ~= '0' then
-    due = math.max(now + tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9]))
+local OPTIONS = '^(%d) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
+local options = {} -- their text -> what it says; jobs of a call are often alike
+
+local function read_options(line)
+  local o = options[line]
+  if not o then
+    local priority, tenant, input, output, deadline, delay, not_before, retries, ttl = string.match(line, OPTIONS)
+    if not priority then
+      error('the options of a job are nine values, got: ' .. line)
+    end
+    o = {
+      priority = priority, tenant = tenant, input = input, output = output, cost = tonumber(input) + tonumber(output),
+      deadline_ms = tonumber(deadline), due = math.max(now + tonumber(delay), tonumber(not_before)), retries = retries,
+      ttl = ttl,
+    }
+    options[line] = o
   end
+  return o
+end
+
+local function accept(at, id, key, o)
+  local request, affinity, dedupe = ARGV[at + 1], ARGV[at + 3], ARGV[at + 4]
+  local priority, tenant, due = o.priority, o.tenant, o.due
   local state, entry = 'queued', ''
   if due > now then
     state = 'delayed'
     call('ZADD', Q .. 'delayed', due, id)
     tally(tenant, 'delayed', 1)
   else
-    entry = stand_in('ready', id, priority, tenant, now_text, text(num(input) + num(output)), affinity)
+    entry = stand_in('ready', id, priority, tenant, now_text, text(o.cost), affinity)
   end
   local fields = {
-    'state', state, 'request', request, 'priority', priority, 'tenant', tenant, 'submitted', now_text, 'input', input,
-    'output', output, 'retries', ARGV[at + 10], 'ttl', ARGV[at + 11], 'at', 'ready', 'entry', entry, 'client', client,
+    'state', state, 'request', request, 'priority', priority, 'tenant', tenant, 'submitted', now_text, 'input', o.input,
+    'output', o.output, 'retries', o.retries, 'ttl', o.ttl, 'at', 'ready', 'entry', entry, 'client', client,
     'affinity', affinity,
   }
   local n = #fields
@@ -109,8 +125,8 @@ local function accept(at, id, key)
   if due > now then
     set('enqueued', text(due))
   end
-  if deadline_ms ~= '0' then
-    local deadline = text(now + tonumber(deadline_ms))
+  if o.deadline_ms > 0 then
+    local deadline = text(now + o.deadline_ms)
     call('ZADD', Q .. 'deadlines', deadline, id)
     set('deadline', deadline)
   end
@@ -118,11 +134,11 @@ local function accept(at, id, key)
     call('SET', Q .. 'dedupe:' .. tenant .. ':' .. dedupe, id)
     set('dedupe', dedupe)
   end
-  if ARGV[at + 13] ~= '' then
-    set('metadata', ARGV[at + 13])
+  if ARGV[at + 5] ~= '' then
+    set('metadata', ARGV[at + 5])
   end
-  if ARGV[at + 14] ~= '' then
-    set('trace', ARGV[at + 14])
+  if ARGV[at + 6] ~= '' then
+    set('trace', ARGV[at + 6])
   end
   call('HSET', key, unpack(fields, 1, n))
   ring = ring or state == 'queued'
@@ -159,9 +175,9 @@ local ACCEPTED = { 'accepted' }
 local seen = {} -- ids accepted by this call
 
 local function submit(at, key)
-  local id, dedupe = ARGV[at], ARGV[at + 12]
+  local id, dedupe, o = ARGV[at], ARGV[at + 4], read_options(ARGV[at + 2])
   if dedupe ~= '' then
-    local existing = call('GET', Q .. 'dedupe:' .. ARGV[at + 3] .. ':' .. dedupe)
+    local existing = call('GET', Q .. 'dedupe:' .. o.tenant .. ':' .. dedupe)
     if existing then
       count('duplicates')
       return { 'duplicate', existing }
@@ -171,12 +187,12 @@ local function submit(at, key)
     count('duplicates')
     return { 'duplicate', id }
   end
-  local refusal = no_room(ARGV[at + 3], num(ARGV[at + 4]) + num(ARGV[at + 5]), #ARGV[at + 1])
+  local refusal = no_room(o.tenant, o.cost, #ARGV[at + 1])
   if refusal then
     count('refused')
     return refusal
   end
-  accept(at, id, key)
+  accept(at, id, key, o)
   seen[id] = true
   return ACCEPTED
 end

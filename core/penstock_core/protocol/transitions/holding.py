@@ -236,7 +236,8 @@ def publish(
     """Append chunks to the logs, each at exactly the next offset of its choice, and push them to subscribers."""
     args: list[Argument] = [now_ms, worker_id, *_LOG_FULL]
     for record in records:
-        args += (record.job_id, record.attempt, record.index, record.offset, record.count, record.payload)
+        head = f"{record.attempt} {record.index} {record.offset} {record.count}"
+        args += (record.job_id, head, record.payload)
     return Call(load_script("publish"), (keys.prefix,), args, hold_statuses)
 
 
@@ -251,15 +252,11 @@ def finish(keys: QueueKeys, worker_id: str, records: Sequence[FinishRecord], now
             raise InvalidRequest("state", f"a job does not finish as {record.state}; use {sorted(_FINISHED)}")
         args += (
             record.job_id,
-            record.attempt,
-            record.state.value,
+            f"{record.attempt} {record.state} {record.prompt_tokens} {record.completion_tokens} {len(record.chunks)}",
             record.ended,
-            record.prompt_tokens,
-            record.completion_tokens,
-            len(record.chunks),
         )
         for chunk in record.chunks:
-            args += (chunk.index, chunk.offset, chunk.count, chunk.payload)
+            args += (f"{chunk.index} {chunk.offset} {chunk.count}", chunk.payload)
     return Call(load_script("finish"), (keys.prefix,), args, hold_statuses)
 
 

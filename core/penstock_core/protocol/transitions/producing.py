@@ -83,23 +83,20 @@ def submit(
         args += (
             job.job_id,
             job.request,
-            options.priority,
-            options.tenant,
-            job.input_tokens,
-            job.output_tokens,
+            f"{options.priority} {options.tenant} {job.input_tokens} {job.output_tokens} "
+            f"{_ms(options.deadline_s)} {_ms(options.delay_s)} {_ms(options.not_before)} "
+            f"{options.max_retries} {max(1, _ms(options.result_ttl_s))}",
             job.affinity,
-            _ms(options.deadline_s),
-            _ms(options.delay_s),
-            _ms(options.not_before),
-            options.max_retries,
-            max(1, _ms(options.result_ttl_s)),
             options.idempotency_key or "",
-            encode_metadata(options.metadata),
+            encode_metadata(options.metadata) if options.metadata else b"",
             options.traceparent or "",
         )
 
     def parse(reply: Any) -> list[SubmitOutcome]:
-        return [_outcome(keys.queue, job, item) for job, item in zip(jobs, reply, strict=True)]
+        return [
+            SubmitOutcome(job.job_id, "accepted") if item[0] == b"accepted" else _outcome(keys.queue, job, item)
+            for job, item in zip(jobs, reply, strict=True)
+        ]
 
     return Call(load_script("submit"), (keys.prefix,), args, parse)
 
