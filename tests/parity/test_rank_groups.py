@@ -60,6 +60,8 @@ def test_rank_killed_mid_step_ends_the_group_with_the_reason(checkpoint: Path, c
     with pytest.raises(EngineFailed, match=rf"rank {len(processes)} .* exit code -9"):
         list(stream)
     killer.join()
+    with pytest.raises(EngineFailed, match="exit code -9"):  # and goes on saying so, at once
+        engine.generate(PROMPTS, SAMPLED)
     assert "exit code" in (engine.pipeline.engine.fallen() or "")
     engine.pipeline.engine.close()
     assert not psutil.wait_procs(processes, timeout=30)[1], "followers outlive their group"
@@ -82,6 +84,7 @@ def test_followers_end_with_rank_0(checkpoint: Path) -> None:
     process = psutil.Process(follower_ids(engine)[0])
     followers = engine.pipeline.engine._followers
     assert followers is not None
+    assert not Path(followers._folder.name).exists(), "a killed rank 0 would leave it behind"
     pipe = followers._processes[0].stdin
     assert pipe is not None
     pipe.close()  # what the end of this process would do

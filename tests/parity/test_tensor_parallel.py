@@ -62,6 +62,16 @@ def test_ranks_together_equal_one_rank(name: str, checkpoints: Path) -> None:
             torch.testing.assert_close(ours, expected, **close, msg=lambda text, name=family: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_stage_reads_its_own_layers_only(index: int, checkpoints: Path) -> None:
+    read = []
+    model = load_model(
+        checkpoints / "mistral", stage=Stage(index, 2), progress=lambda done, total: read.append(done / total)
+    )
+    assert model.num_local_layers == (2, 1)[index]  # of three: the last stage has the head besides
+    assert 0.3 < max(share for share in read if share < 1.0) < 0.7
+
+
 def test_a_group_that_does_not_divide_the_model_is_refused(checkpoints: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"size 3 does not divide .*4.*sizes that do: 1, 2, 4"):
         load_model(checkpoints / "llama", group=TensorParallelGroup(0, 3))

@@ -5,6 +5,7 @@ Each exists twice: through shared memory, for ranks of one host on the CPU, and 
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -43,10 +44,11 @@ class SharedMessages:
         inline = min(count, self._FRAME - 2)
         frame[0], frame[1] = order, count
         frame[2 : 2 + inline] = payload[:inline]
-        with self._told.count(8 + payload.nbytes):
-            self._copy(frame)
-            if inline < count:
-                self._copy(np.ascontiguousarray(payload[inline:]))
+        started = perf_counter()
+        self._copy(frame)
+        if inline < count:
+            self._copy(np.ascontiguousarray(payload[inline:]))
+        self._told.add(8 + payload.nbytes, started)
 
     def receive(self) -> tuple[Order, Int32]:
         """A follower: wait for the next message."""
@@ -79,10 +81,11 @@ class SocketMessages:
         inline = min(len(payload), self._FRAME - 2)
         frame[0], frame[1] = order, len(payload)
         frame[2 : 2 + inline] = payload[:inline]
-        with self._told.count(8 + payload.nbytes):
-            self._broadcast(frame)
-            if inline < len(payload):
-                self._broadcast(payload[inline:].copy())
+        started = perf_counter()
+        self._broadcast(frame)
+        if inline < len(payload):
+            self._broadcast(payload[inline:].copy())
+        self._told.add(8 + payload.nbytes, started)
 
     def receive(self) -> tuple[Order, Int32]:
         """A follower: wait for the next message."""
@@ -122,15 +125,17 @@ class SharedLink:
 
     def send(self, tensor: Tensor) -> None:
         """Give a tensor to the other rank."""
-        with self._traffic.count(tensor.nbytes):
-            tensor = tensor.contiguous()
-            self._segment.broadcast(tensor.data_ptr(), tensor.nbytes)
+        started = perf_counter()
+        tensor = tensor.contiguous()
+        self._segment.broadcast(tensor.data_ptr(), tensor.nbytes)
+        self._traffic.add(tensor.nbytes, started)
 
     def receive(self, into: Tensor) -> Tensor:
         """Wait for the next tensor."""
-        with self._traffic.count(into.nbytes):
-            self._segment.broadcast(into.data_ptr(), into.nbytes)
-            return into
+        started = perf_counter()
+        self._segment.broadcast(into.data_ptr(), into.nbytes)
+        self._traffic.add(into.nbytes, started)
+        return into
 
     def flush(self) -> None:
         """Nothing is left to wait for."""
@@ -147,15 +152,17 @@ class SocketLink:
 
     def send(self, tensor: Tensor) -> None:
         """Give a tensor to the other rank."""
-        with self._traffic.count(tensor.nbytes):
-            tensor = tensor.contiguous()
-            self._sending.append((dist.isend(tensor, self._peer, group=self._group), tensor))
+        started = perf_counter()
+        tensor = tensor.contiguous()
+        self._sending.append((dist.isend(tensor, self._peer, group=self._group), tensor))
+        self._traffic.add(tensor.nbytes, started)
 
     def receive(self, into: Tensor) -> Tensor:
         """Wait for the next tensor."""
-        with self._traffic.count(into.nbytes):
-            dist.recv(into, self._peer, group=self._group)
-            return into
+        started = perf_counter()
+        dist.recv(into, self._peer, group=self._group)
+        self._traffic.add(into.nbytes, started)
+        return into
 
     def flush(self) -> None:
         """Wait until the receiver has everything."""

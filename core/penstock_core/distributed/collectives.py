@@ -5,8 +5,6 @@ Both sum in rank order on the CPU, so all ranks get the same bits and a row's bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -29,11 +27,8 @@ class Traffic:
     num_bytes: int = 0
     seconds: float = 0.0
 
-    @contextmanager
-    def count(self, num_bytes: int) -> Iterator[None]:
-        """Count one exchange."""
-        started = perf_counter()
-        yield
+    def add(self, num_bytes: int, started: float) -> None:
+        """Count one exchange, begun at `started` on the performance counter."""
         self.calls += 1
         self.num_bytes += num_bytes
         self.seconds += perf_counter() - started
@@ -49,20 +44,22 @@ class SharedMemoryGroup(TensorParallelGroup):
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place where the tensor is contiguous and float32."""
-        with self._traffic.count(tensor.nbytes):
-            wide = tensor.float().contiguous()
-            self._segment.all_reduce(wide)
-            return wide.to(tensor.dtype)
+        started = perf_counter()
+        wide = tensor.float().contiguous()
+        self._segment.all_reduce(wide)
+        self._traffic.add(tensor.nbytes, started)
+        return wide.to(tensor.dtype)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Rank 0: the ranks' equal shapes [R, n] side by side. The others get their own back."""
-        with self._traffic.count(tensor.nbytes):
-            part = tensor.contiguous()
-            out = None
-            if self.rank == 0:
-                out = torch.empty(part.shape[0], part.shape[1] * self.size, dtype=part.dtype)
-            self._segment.gather(part, out)
-            return tensor if out is None else out
+        started = perf_counter()
+        part = tensor.contiguous()
+        out = None
+        if self.rank == 0:
+            out = torch.empty(part.shape[0], part.shape[1] * self.size, dtype=part.dtype)
+        self._segment.gather(part, out)
+        self._traffic.add(tensor.nbytes, started)
+        return tensor if out is None else out
 
 
 class SocketGroup(TensorParallelGroup):
@@ -82,22 +79,26 @@ class SocketGroup(TensorParallelGroup):
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place where the tensor is contiguous."""
-        with self._traffic.count(tensor.nbytes):
-            tensor = tensor.contiguous()
-            if not self._in_order:
-                dist.all_reduce(tensor, group=self._group)
-                return tensor
+        started = perf_counter()
+        tensor = tensor.contiguous()
+        if self._in_order:
             parts = [torch.empty_like(tensor) for _ in range(self.size)]
             dist.all_gather(parts, tensor, group=self._group)
             total = parts[0].float()
             for part in parts[1:]:
                 total += part
-            return total.to(tensor.dtype)
+            tensor = total.to(tensor.dtype)
+        else:
+            dist.all_reduce(tensor, group=self._group)
+        self._traffic.add(tensor.nbytes, started)
+        return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Rank 0: the ranks' equal shapes [R, n] side by side. The others get their own back."""
-        with self._traffic.count(tensor.nbytes):
-            part = tensor.contiguous()
-            parts = [torch.empty_like(part) for _ in range(self.size)] if self.rank == 0 else None
-            dist.gather(part, parts, group=self._group, group_dst=0)
-            return tensor if parts is None else torch.cat(parts, -1)
+        started = perf_counter()
+        part = tensor.contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(part, parts, group=self._group, group_dst=0)
+        whole = tensor if parts is None else torch.cat(parts, -1)
+        self._traffic.add(tensor.nbytes, started)
+        return whole

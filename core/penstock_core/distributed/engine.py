@@ -14,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from penstock_core.attention import AttentionBatch, LayerPages
+from penstock_core.attention import LayerPages
 from penstock_core.batching import TokenBatch
 from penstock_core.cache import PageConfig, PageShape, allocate_pages, move_pages, stored_dtype
 from penstock_core.distributed import launch
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.followers import Followers
 from penstock_core.distributed.group import ProcessGroup
-from penstock_core.distributed.inputs import choose_device, on_device
+from penstock_core.distributed.inputs import choose_device, index_on_device, on_device
+from penstock_core.distributed.measure import measure_activations
 from penstock_core.distributed.memory import (
     MemoryReport,
     budget_bytes,
@@ -97,6 +99,7 @@ class DistributedInferenceEngine:
         self._followers: Followers | None = None
         self._leads = group is not None and group.rank == 0
         self._hidden: torch.Tensor | None = None
+        self._broken: str | None = None
         self._micro_batch_tokens = config.distributed.micro_batch_tokens
         self.max_model_len = self._choose_length(config.max_model_len, page)
         shape = PageShape(
@@ -110,7 +113,14 @@ class DistributedInferenceEngine:
         self.page_bytes = shape.page_bytes
         activations = memory.activations
         if self.device.type == "cuda":
-            activations = self._measure_activations(shape, config)
+            activations = measure_activations(
+                model,
+                shape,
+                tokens=config.max_batch_tokens,
+                sequences=config.max_num_sequences,
+                length=self.max_model_len,
+                rows=max(config.max_num_sequences, PROMPT_LOGIT_ROWS),
+            )
         self.num_pages = fit_pages(
             page,
             shape,
@@ -190,6 +200,7 @@ class DistributedInferenceEngine:
             if fallen is None:
                 raise
             raise EngineFailed(f"{fallen} while the model was loaded; its messages are above") from error
+        followers.assembled()
         engine._followers = followers
         return engine
 
@@ -300,7 +311,7 @@ class DistributedInferenceEngine:
         self._hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.logits(None if len(batch.logit_rows) == batch.num_tokens else batch.logit_rows)
 
-    def logits(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]] | None) -> torch.Tensor:
+    def logits(self, rows: npt.NDArray[np.int64] | None) -> torch.Tensor:
         """Logits of some rows of the last step, or of all; on rank 0 whole, wherever they are computed."""
         assert self._hidden is not None
         count = len(self._hidden) if rows is None else len(rows)
@@ -309,7 +320,7 @@ class DistributedInferenceEngine:
         if stage.is_last and count:
             wanted = self._hidden
             if rows is not None:
-                wanted = wanted.index_select(0, torch.from_numpy(rows).to(self.device))
+                wanted = wanted.index_select(0, index_on_device(rows, self.device))
             logits = self.model.logits(wanted)
         if group is not None and group.results is not None and count:
             if stage.is_last:
@@ -339,7 +350,7 @@ class DistributedInferenceEngine:
 
     def fallen(self) -> str | None:
         """Which of the other ranks has ended, if one has: no further step is possible. Any thread."""
-        return None if self.group is None else self.group.fallen()
+        return None if self.group is None else self._broken or self.group.fallen()
 
     def close(self) -> None:
         """End the other ranks, if there are any."""
@@ -348,7 +359,7 @@ class DistributedInferenceEngine:
             return
         followers, self._followers = self._followers, None
         try:
-            if self._leads and group.fallen() is None:
+            if self._leads and self._broken is None and group.fallen() is None:
                 group.messages.send(Order.STOP, np.zeros(0, dtype=np.int32))
         except RuntimeError:  # one fell just now: the others notice by themselves
             pass
@@ -360,13 +371,17 @@ class DistributedInferenceEngine:
     @contextmanager
     def _together(self) -> Iterator[None]:
         """A step that fails on one rank leaves the others in the middle of it: the group cannot go on."""
+        if self._broken is not None:
+            raise EngineFailed(f"the group of ranks is broken: {self._broken}")
         try:
             yield
-        except Exception as error:
-            fallen = None if self._followers is None else self._followers.fallen(_LAST_WORDS_S)
-            raise EngineFailed(
-                f"the group of ranks is broken: {fallen or f'{type(error).__name__}: {error}'}"
-            ) from error
+        except BaseException as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            if not isinstance(error, Exception):  # an interrupt
+                raise
+            if self._followers is not None:
+                self._broken = self._followers.fallen(_LAST_WORDS_S) or self._broken
+            raise EngineFailed(f"the group of ranks is broken: {self._broken}") from error
 
     def _pass_through(self, part: TokenBatch) -> torch.Tensor:
         """One piece of a step through this stage's layers, from the stage before to the one after."""
@@ -384,29 +399,6 @@ class DistributedInferenceEngine:
         """Into how many pieces a step is cut: enough to keep all stages busy, none too small to pay."""
         stages = self.model.stage.count
         return 1 if stages == 1 else max(1, min(4 * stages, num_tokens // self._micro_batch_tokens))
-
-    def _measure_activations(self, shape: PageShape, config: EngineConfig) -> int:
-        """Run the largest step once, on pages made for it, and return what it took beside them and the weights."""
-        tokens = min(config.max_batch_tokens, config.max_num_sequences * self.max_model_len)
-        lengths = [min(self.max_model_len, tokens - start) for start in range(0, tokens, self.max_model_len)]
-        pages = -(-self.max_model_len // shape.page_size)
-        layers = allocate_pages(shape, pages, self.device)  # all sequences write to the same: nobody reads the result
-        batch = AttentionBatch.build(
-            [[0] * n for n in lengths], [0] * len(lengths), [range(pages)] * len(lengths), shape.page_size, self.device
-        )
-        hidden = None
-        if not self.model.stage.is_first:
-            hidden = torch.zeros(tokens, self.config.hidden_size, dtype=self.model.dtype, device=self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        hidden = self.model.forward(batch, layers, hidden)
-        if self.model.stage.is_last:
-            self.model.logits(hidden[: max(config.max_num_sequences, PROMPT_LOGIT_ROWS)])
-        torch.cuda.synchronize(self.device)
-        peak = torch.cuda.max_memory_allocated(self.device) - before
-        del layers, hidden
-        torch.cuda.empty_cache()
-        return int(peak)
 
     def _choose_length(self, wanted: int | None, page: PageConfig) -> int:
         """`wanted`, or the model's own limit; shorter where an explicit pool is smaller than that."""

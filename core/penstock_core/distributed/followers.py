@@ -57,6 +57,10 @@ class Followers:
             self._processes.append(process)
         self.rendezvous = Rendezvous.in_file(meeting, place, config.distributed.timeout_s, self.fallen)
 
+    def assembled(self) -> None:
+        """All have met: what they met in is removed now, for a killed process removes nothing."""
+        self._folder.cleanup()
+
     @property
     def process_ids(self) -> list[int]:
         """Of the followers, by rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from penstock_core.attention import AttentionBatch
@@ -44,6 +45,12 @@ def on_device(batch: TokenBatch, page_size: int, device: torch.device) -> Attent
         max_seq_len=batch.max_seq_len,
         page_size=page_size,
     )
+
+
+def index_on_device(rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Row numbers as a tensor, without waiting for the device."""
+    index = torch.from_numpy(rows)
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
 def choose_device(name: str) -> torch.device:

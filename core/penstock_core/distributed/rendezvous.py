@@ -30,7 +30,9 @@ class Place:
     """A rank's place, as its launcher says.
 
     Attributes:
-        local_rank, local_size: among the ranks of its host. port: None where the ranks meet in a file.
+        local_rank, local_size: among the ranks of its host.
+        host, port: of the store, where the ranks do not meet in a file. owns_store: whether this process serves it.
+        prefix: of the keys, new for every start of the group.
     """
 
     rank: int

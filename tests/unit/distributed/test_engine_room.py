@@ -12,6 +12,7 @@ import torch
 from penstock_core.cache import PageConfig, PageShape
 from penstock_core.distributed import DistributedInferenceEngine, EngineConfig, memory
 from penstock_core.distributed.inputs import choose_device
+from penstock_core.distributed.measure import measure_activations
 from penstock_core.models import ModelConfig
 from penstock_core.protocol.errors import InvalidConfiguration
 
@@ -143,3 +144,33 @@ def test_loading_reports_progress(tmp_path: Path) -> None:
     DistributedInferenceEngine.load(config, lambda done, total: seen.append((done, total)))
     assert seen
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_largest_step_can_be_run_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA its memory is measured; that the step itself runs can be seen anywhere."""
+    held = iter([1000, 5000])
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(held))
+    config = EngineConfig(BUNDLED, device="cpu", page=PageConfig(num_pages=9))
+    engine = DistributedInferenceEngine.load(config)
+    sizes = []
+    forward = engine.model.forward
+    monkeypatch.setattr(
+        engine.model, "forward", lambda batch, *rest: sizes.append(batch.num_tokens) or forward(batch, *rest)
+    )
+    shape = PageShape(engine.model.num_local_layers, 16, engine.model.num_local_kv_heads, 32, torch.float32)
+    measured = measure_activations(engine.model, shape, tokens=1000, sequences=3, length=48, rows=200)
+    assert measured == 4000
+    assert sizes == [144]
+
+
+@pytest.mark.gpu
+def test_memory_is_measured_on_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    (report,) = DistributedInferenceEngine.load(EngineConfig(BUNDLED, device="cuda", max_model_len=256)).memory
+    assert memory.weight_bytes(BUNDLED, None) <= report.weights
+    assert report.activations > 0
+    assert report.weights + report.activations + report.pages <= report.budget < report.free

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from penstock_core.kernels import native, ranks
 from penstock_core.kernels.ranks import RankLost, SharedSegment, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler, or not Linux")
@@ -133,3 +134,12 @@ def test_an_address_of_another_process_is_refused() -> None:
         SharedSegment.join(f"{process}:{descriptor}:{slots}:{'00' * (len(token) // 2)}", 1, 2)
     with pytest.raises(OSError):
         SharedSegment.join(f"{process}:99999:{slots}:{token}", 1, 2)
+
+
+def test_without_kernels_there_is_no_segment() -> None:
+    ranks._functions.cache_clear()
+    with native.using(None):
+        assert not available()
+        with pytest.raises(OSError, match="kernels are not available"):
+            SharedSegment.create(2)
+    assert available()
