@@ -1,6 +1,7 @@
 """`Client` and `JobHandle`: submit jobs and follow them, from threads. `aio` is the same for asyncio.
 
-This is a shell: it performs the I/O that the flows ask for and decides nothing itself.
+This is a shell: it performs the I/O that the flows ask for and decides nothing itself. redis-py is imported with the
+first `Client` that is made: it takes longer than all of this package.
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
-
-import redis
-from redis.cluster import RedisCluster
-from redis.exceptions import ResponseError
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from penstock import flows
 from penstock.cursor import TokenCursor
@@ -25,12 +23,14 @@ from penstock.settings import ClientSettings, Mode, locate
 from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, known_result, tickets_of, watching
 from penstock.tracing import submission
-from penstock_core.protocol.connection import broker_errors, connect
 from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
 from penstock_core.protocol.requests import DEFAULT_TENANT
 from penstock_core.protocol.transitions import CancelOutcome, JobStatus, NewJob, QueueSnapshot, run, run_many, snapshot
+
+if TYPE_CHECKING:
+    import redis
 
 T = TypeVar("T")
 
@@ -141,6 +141,8 @@ class Client:
         patience_s: float = 30.0,
         connection: redis.Redis | None = None,
     ) -> None:
+        from penstock_core.protocol.connection import broker_errors, connect
+
         url, queue = locate(url, queue, model)
         self.settings = ClientSettings(
             url=url, queue=queue, model=model, tenant=tenant, mode=mode, patience_s=patience_s
@@ -150,6 +152,7 @@ class Client:
         self._broker = (
             connection if connection is not None else connect(self.settings.url, client_name="penstock-client")
         )
+        self._broker_errors = partial(broker_errors, self.settings.url)
         self._owns_broker = connection is None
         self._identity: object = self.settings.url if connection is None else connection
         self._shared: Reader | None = None
@@ -281,7 +284,7 @@ class Client:
             if isinstance(effect.inbox, WaitingInbox):
                 return effect.inbox.wait(effect.seconds)
             return time.sleep(effect.seconds)
-        with broker_errors(self.settings.url):
+        with self._broker_errors():
             match effect:
                 case Run(calls):
                     return [run(self._broker, calls[0])] if len(calls) == 1 else run_many(self._broker, calls)
@@ -289,15 +292,21 @@ class Client:
                     with self._broker.client() as connection:  # type: ignore[no-untyped-call]
                         answers = run_many(connection, calls)
                         return answers, connection.execute_command("WAITAOF", 1, 0, timeout_ms)[0]
-                case Command() if isinstance(self._broker, RedisCluster):
-                    raise ResponseError("in a cluster no connection speaks for the whole of it")
                 case Command(words):
-                    return self._broker.execute_command(*words)  # type: ignore[no-untyped-call]
+                    return self._command(words)
                 case Confirm(channel):
                     reader = self._reader()
                     assert reader is not None
                     return reader.confirm(channel)
         raise AssertionError(effect)
+
+    def _command(self, words: Sequence[str | int]) -> Any:
+        from redis.cluster import RedisCluster
+        from redis.exceptions import ResponseError
+
+        if isinstance(self._broker, RedisCluster):
+            raise ResponseError("in a cluster no connection speaks for the whole of it")
+        return self._broker.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
 def _closed() -> ClientClosed:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from redis.exceptions import ResponseError
-
 from penstock.cursor import TokenCursor
 from penstock.effects import Command, Confirm, Emit, Flow, Run, RunToDisk
 from penstock.feed import Feed, Inbox
@@ -162,6 +160,8 @@ def _trips(keys: QueueKeys, jobs: Sequence[NewJob], client_id: str) -> Iterator[
 
 def fsync_way() -> Flow[Literal["waitaof", "always"]]:
     """How this server can promise that a job is on disk; raises `InvalidRequest` if it cannot."""
+    from redis.exceptions import ResponseError
+
     try:
         yield Command(("WAITAOF", 1, 0, 1))
     except ResponseError as error:

@@ -14,16 +14,16 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-import redis
-from redis.cluster import RedisCluster
-from redis.connection import ConnectionInterface
+from typing import TYPE_CHECKING, Any
 
 from penstock.feed import Feed, FeedTable, Inbox
 from penstock.subscriptions import Subscriptions, parse_reply
 from penstock_core.protocol.errors import UndecodableRecord
 from penstock_core.protocol.keys import QueueKeys
+
+if TYPE_CHECKING:
+    import redis
+    from redis.connection import ConnectionInterface
 
 PING_AFTER_S = 5.0  # of silence; a connection that stays silent for as long again is given up
 CONFIRM_TIMEOUT_S = 5.0
@@ -122,6 +122,8 @@ class Reader:
 
     def confirm(self, channel: str) -> None:
         """Wait until messages of a channel arrive; raises redis-py's or the system's error where that fails."""
+        from redis import TimeoutError
+
         give_up = time.monotonic() + CONFIRM_TIMEOUT_S
         with self._changed:
             failures = self._failures
@@ -130,7 +132,7 @@ class Reader:
                     assert self._failure is not None
                     raise self._failure
                 if not self._changed.wait(give_up - time.monotonic()):
-                    raise redis.TimeoutError(NO_CONFIRMATION)
+                    raise TimeoutError(NO_CONFIRMATION)
 
     def close(self) -> None:
         """End the thread and its connection."""
@@ -150,6 +152,8 @@ class Reader:
 
     def _send(self, command: str, *channels: str) -> None:
         """Send under the lock, if there is a connection; the thread subscribes to everything on a new one."""
+        from redis import RedisError
+
         if self._connection is None:
             return
         if command == "SUBSCRIBE":
@@ -157,7 +161,7 @@ class Reader:
                 self._subscriptions.sent(channel)
         try:
             self._connection.send_command(command, *channels, check_health=False)  # type: ignore[no-untyped-call]
-        except (redis.RedisError, OSError):
+        except (RedisError, OSError):
             # redis-py has closed the connection, and would silently open it again, unsubscribed, for the next command.
             self._connection = None
 
@@ -184,6 +188,8 @@ class Reader:
             self._closed.wait(random.uniform(0, delay))
 
     def _serve(self, connection: ConnectionInterface) -> None:
+        from redis import TimeoutError
+
         with self._changed:
             self._connection = connection
             if names := self._subscriptions.names:
@@ -195,7 +201,7 @@ class Reader:
                 pinged = False
                 self._handle(connection.read_response(push_request=True))
             elif pinged:
-                raise redis.TimeoutError(f"no answer to PING within {PING_AFTER_S:g} s")
+                raise TimeoutError(f"no answer to PING within {PING_AFTER_S:g} s")
             else:
                 pinged = True
                 with self._changed:
@@ -222,6 +228,8 @@ class Reader:
 
 def _open_connection(broker: redis.Redis) -> ConnectionInterface:
     """A connection of its own to the broker; of a cluster to any node, as every node hears every message."""
+    from redis.cluster import RedisCluster
+
     if isinstance(broker, RedisCluster):
         broker = broker.get_redis_connection(broker.get_random_node())
     connection: ConnectionInterface = broker.connection_pool.make_connection()

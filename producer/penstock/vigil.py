@@ -10,8 +10,6 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from redis.exceptions import AuthenticationError, NoPermissionError
-
 from penstock.effects import Confirm, Flow, Pause, Run
 from penstock.feed import Inbox
 from penstock.outcome import describe
@@ -27,7 +25,13 @@ _POLL_GROWTH = 1.5
 _BACKSTOP_GROWTH = 8
 _SWEEP_LIMIT = 1000
 _SWEEP_AGAIN_S = 0.5
-_PERMANENT = (AuthenticationError, NoPermissionError)
+
+
+def _is_permanent(error: BrokerUnavailable) -> bool:
+    """Whether the broker answers, and refuses whatever we do."""
+    from redis.exceptions import AuthenticationError, NoPermissionError
+
+    return isinstance(error.__cause__, AuthenticationError | NoPermissionError)
 
 
 class Outage:
@@ -51,7 +55,7 @@ class Outage:
         now = self._clock()
         if self._ends_at is None:
             self._ends_at = now + self._patience_s if self.give_up_at is None else self.give_up_at
-        if now >= self._ends_at or isinstance(error, ClientClosed) or isinstance(error.__cause__, _PERMANENT):
+        if now >= self._ends_at or isinstance(error, ClientClosed) or _is_permanent(error):
             raise error
         yield Pause(None, min(random.uniform(0, self._delay_s), self._ends_at - now))
         self._delay_s = min(2 * self._delay_s, _BACKOFF_MAX_S)

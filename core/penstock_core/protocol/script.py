@@ -2,6 +2,8 @@
 
 A `Call` is a script with its keys, its arguments and the parser of its reply: a value that any runner can execute,
 alone or many in one round trip. Nothing is retried here, except a call the server refused to begin (NOSCRIPT).
+redis-py is imported where a call runs: it takes longer than all of the client, which is imported by many and run by
+few.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import redis
-import redis.asyncio
-from redis.exceptions import NoScriptError
+if TYPE_CHECKING:
+    import redis
+    import redis.asyncio
 
 T = TypeVar("T")
 Argument = bytes | str | int
@@ -58,6 +60,8 @@ class Call(Generic[T]):
 
 def run(client: redis.Redis, call: Call[T]) -> T:
     """Execute a call in one round trip (two where the server does not know the script)."""
+    from redis.exceptions import NoScriptError
+
     script = call.script
     try:
         reply = client.evalsha(script.sha1, len(call.keys), *call.keys, *call.args)
@@ -68,6 +72,8 @@ def run(client: redis.Redis, call: Call[T]) -> T:
 
 async def run_async(client: redis.asyncio.Redis, call: Call[T]) -> T:
     """As `run`, for asyncio."""
+    from redis.exceptions import NoScriptError
+
     script = call.script
     try:
         reply = await client.evalsha(script.sha1, len(call.keys), *call.keys, *call.args)
@@ -79,7 +85,7 @@ async def run_async(client: redis.asyncio.Redis, call: Call[T]) -> T:
 def run_many(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Execute independent calls in one round trip; the first error reply is raised after all were executed."""
     replies = _pipelined(client, calls)
-    missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    missing = _unknown(replies)
     if missing:
         for script in {calls[i].script for i in missing}:
             client.script_load(script.text)
@@ -91,7 +97,7 @@ def run_many(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
 async def run_many_async(client: redis.asyncio.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """As `run_many`, for asyncio."""
     replies = await _pipelined_async(client, calls)
-    missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    missing = _unknown(replies)
     if missing:
         for script in {calls[i].script for i in missing}:
             await client.script_load(script.text)
@@ -99,6 +105,13 @@ async def run_many_async(client: redis.asyncio.Redis, calls: Sequence[Call[T]]) 
         for i, reply in zip(missing, again, strict=True):
             replies[i] = reply
     return _parsed(calls, replies)
+
+
+def _unknown(replies: Sequence[Any]) -> list[int]:
+    """Places of the calls whose script the server does not know."""
+    from redis.exceptions import NoScriptError
+
+    return [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
 
 
 def _pipelined(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
