@@ -47,6 +47,15 @@ from penstock_core.protocol.errors import InvalidRequest
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/\-]{0,127}")
 
 
+EVERY_STATS = "penstock:{*}:stats"
+"""Pattern of the one key that every queue has once it was used, to find the queues of a server with SCAN."""
+
+
+def queue_of_stats(key: str) -> str:
+    """The queue whose `stats` key this is."""
+    return key.removeprefix("penstock:{").removesuffix("}:stats")
+
+
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
     """Key names of one queue."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import redis
 
+from penstock.cli.fleet import find_queues, is_stranded
 from penstock.cli.processes import bundled_model
 from penstock.cli.screen import duration, size
 from penstock.cli.session import Address
@@ -135,6 +136,7 @@ def _broker(address: Address) -> Iterator[Finding]:
             yield from _reachable(section, client)
             yield from _settings(section, client)
             seen = run(client, snapshot(QueueKeys(address.queue)))
+            others = {name: run(client, snapshot(QueueKeys(name))) for name in find_queues(client)}
     except BrokerUnavailable as error:
         problem, _, remedy = str(error).rpartition("; ")
         yield Finding(section, "broker", "error", problem or str(error), remedy)
@@ -142,6 +144,7 @@ def _broker(address: Address) -> Iterator[Finding]:
     finally:
         client.close()
     yield from _queue(address, seen)
+    yield from _other_queues(section, {name: other for name, other in others.items() if name != address.queue})
 
 
 def _reachable(section: str, client: redis.Redis) -> Iterator[Finding]:
@@ -230,6 +233,20 @@ def _queue(address: Address, seen: QueueSnapshot) -> Iterator[Finding]:
             theirs = ", ".join(sorted(versions))
             detail = f"workers run {theirs}, this command {own}"
             yield Finding(section, "versions", "warning", detail, "upgrade both to one version")
+
+
+def _other_queues(section: str, others: Mapping[str, QueueSnapshot]) -> Iterator[Finding]:
+    """A job goes to the queue of its model: a misspelt one waits for ever, and nobody looks there."""
+    if not others:
+        return
+    stranded = [f"{name} ({seen.waiting} waiting)" for name, seen in others.items() if is_stranded(seen)]
+    if stranded:
+        more = f" and {len(stranded) - 3} more" if len(stranded) > 3 else ""
+        yield Finding(section, "other queues", "warning", f"jobs without a worker: {', '.join(stranded[:3])}{more}",
+                      "start workers with --model or --queue of that name, or cancel the jobs; "
+                      "`penstock top --all` shows all queues")  # fmt: skip
+    else:
+        yield Finding(section, "other queues", "ok", f"{len(others)} more on this broker, none waits for a worker")
 
 
 def _model() -> Finding:

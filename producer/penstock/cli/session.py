@@ -7,7 +7,7 @@ then Redis on its usual port.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,11 +53,16 @@ class Queue:
 
     def run(self, call: Call[T]) -> T:
         """Execute a transition."""
-        from penstock_core.protocol.connection import broker_errors
         from penstock_core.protocol.transitions import run
 
-        with broker_errors(self.address.url):
+        with self.errors():
             return run(self.client, call)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Turn the failures of plain commands into `BrokerUnavailable`."""
+        from penstock_core.protocol.connection import broker_errors
+
+        return broker_errors(self.address.url)
 
 
 @contextmanager

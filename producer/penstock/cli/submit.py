@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,9 +11,10 @@ from penstock.cli import generation as g
 from penstock.cli.exits import invalid
 from penstock.cli.help import Command
 from penstock.cli.options import JsonOption, QueueOption, RedisOption
+from penstock.cli.terminal import coloured, is_terminal, paint, say
 
 if TYPE_CHECKING:
-    from penstock.client import JobHandle
+    from penstock.client import Client, JobHandle
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _PROMPT = "Prompt"
@@ -117,23 +119,33 @@ def submit(
     address = locate(redis, queue)
     with open_client(address) as client:
         handle = client.submit(request=request, **options.model_dump(exclude_unset=True))
+        workers = _count_workers(client)
+        if workers == 0 and is_terminal(sys.stderr):
+            say(f"  no worker serves queue {address.queue} now: the job waits until one does, see `penstock worker`")
         if stream or wait:
             from penstock.cli.following import follow
 
             follow(handle, live=stream, timeout_s=timeout, as_json=as_json, announce=True)
             return
-        _print_id(handle, address.queue, as_json)
+        _print_id(handle, address.queue, workers, as_json)
 
 
-def _print_id(handle: JobHandle, queue: str, as_json: bool) -> None:
-    import sys
+def _count_workers(client: Client) -> int | None:
+    """How many workers serve the queue: a job for a misspelt one would wait for ever. None where nobody can tell."""
+    from penstock.cli.fleet import live_workers
+    from penstock_core.protocol.errors import PenstockError
 
-    from penstock.cli.terminal import coloured, is_terminal, paint, say
+    try:
+        return live_workers(client.queue_snapshot())
+    except PenstockError:  # the job is stored, whatever comes now
+        return None
 
+
+def _print_id(handle: JobHandle, queue: str, workers: int | None, as_json: bool) -> None:
     if as_json:
         from penstock.cli.screen import print_json
 
-        print_json({"job_id": handle.id, "queue": queue, "duplicate": handle.duplicate})
+        print_json({"job_id": handle.id, "queue": queue, "duplicate": handle.duplicate, "workers": workers})
         return
     print(handle.id, flush=True)
     if is_terminal(sys.stdout):

@@ -67,8 +67,8 @@ def test_submit_reads_the_prompt_from_stdin(cli, sdk, worker):
 def test_submit_json_says_whether_the_job_is_new(cli, sdk, queue):
     first = json.loads(cli("submit", "x", "--idempotency-key", "k", "--json").stdout)
     again = json.loads(cli("submit", "x", "--idempotency-key", "k", "--json").stdout)
-    assert first == {"job_id": first["job_id"], "queue": queue, "duplicate": False}
-    assert again == {"job_id": first["job_id"], "queue": queue, "duplicate": True}
+    assert first == {"job_id": first["job_id"], "queue": queue, "duplicate": False, "workers": 0}
+    assert again == {"job_id": first["job_id"], "queue": queue, "duplicate": True, "workers": 0}
     sdk.job(first["job_id"]).cancel()
 
 
@@ -343,6 +343,37 @@ def test_top_shows_the_queue_at_one_moment(cli, sdk, worker, redis_client, keys,
     sdk.job(waiting).cancel()
 
 
+def test_top_shows_every_queue_of_the_broker(cli, sdk, worker, redis_client, redis_url, keys, queue):
+    """Two models on one Redis: one is served, the other's job waits for a worker that nobody started."""
+    other = f"{queue}-other"
+    record = WorkerRecord(
+        worker.id, model="story", device="cuda:2,3", ranks=2, tokens_per_s=120.0, tokens_in=100, prefix_hit_rate=0.25,
+        draft_acceptance=0.5, page_size=16, total_pages=400, used_pages=100, cached_pages=60,
+    )  # fmt: skip
+    with Client(redis_url, queue=other) as stranger:
+        job = stranger.submit("for the other model", tenant="batch", priority=8)
+        try:
+            sdk.submit("one", tenant="web")
+            run(redis_client, renew(keys, worker.id, [], lease_ms=15_000, record=record.encode()))
+            seen = {one["queue"]: one for one in lines(cli("top", "--all", "--once", "--json"))}
+            assert {queue, other} <= set(seen)
+            assert [one["model"] for one in seen[queue]["workers"]] == ["story"]
+            assert (seen[other]["waiting"], seen[other]["workers"]) == (1, [])
+            page = cli("top", "--all", "--once", env={"COLUMNS": "140"}).stdout
+            for words in (
+                other, "batch", "cuda:2,3 ×2", "100/400", "100 used  60 cached  240 free", "25% prefix hits",
+                "50% drafts accepted", "120 tokens/s",
+            ):  # fmt: skip
+                assert words in page, words
+            assert max(map(len, page.splitlines())) <= 140
+        finally:
+            job.cancel()
+            redis_client.delete(*redis_client.keys(f"penstock:{{{other}}}:*"))
+    refused = cli("top", "--all", "--queue", queue)
+    assert refused.exit_code == 2
+    assert "--all" in refused.stderr
+
+
 def test_doctor_reports_every_check_and_agrees_with_its_exit_code(cli, redis_client, queue):
     outcome = cli("doctor", "--no-model", "--json")
     (report,) = lines(outcome)
@@ -377,6 +408,25 @@ def test_doctor_calls_a_queue_that_waits_for_nobody_broken(cli, sdk):
     (report,) = lines(outcome)
     assert [check["name"] for check in report["checks"] if check["status"] == "error"] == ["workers"]
     handle.cancel()
+
+
+def test_a_job_that_no_worker_is_there_for_is_announced(cli, sdk, worker, redis_client, keys, queue, monkeypatch):
+    """A misspelt model names a queue that nobody serves: its jobs wait, and submit, doctor and top say so."""
+    misspelt = f"{queue}-tpyo"
+    assert lines(cli("submit", "one", "--queue", misspelt, "--json"))[0]["workers"] == 0
+    monkeypatch.setattr("penstock.cli.submit.is_terminal", lambda stream: True)
+    assert f"no worker serves queue {misspelt} now" in cli("submit", "two", "--queue", misspelt).stderr
+    try:
+        (report,) = lines(cli("doctor", "--no-model", "--json"))
+        checks = {check["name"]: check for check in report["checks"]}
+        assert checks["other queues"]["status"] == "warning"
+        assert f"{misspelt} (2 waiting)" in checks["other queues"]["detail"]
+        run(redis_client, renew(keys, worker.id, [], lease_ms=15_000, record=WorkerRecord(worker.id).encode()))
+        (served,) = lines(cli("submit", "one", "--json"))
+        assert served["workers"] == 1
+        sdk.job(served["job_id"]).cancel()
+    finally:
+        redis_client.delete(*redis_client.keys(f"penstock:{{{misspelt}}}:*"))
 
 
 def test_doctor_without_a_broker_is_exit_code_7(cli):
