@@ -28,7 +28,16 @@ T = TypeVar("T")
 
 def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> PipelineConfig:
     """The engine's configuration; raises `InvalidConfiguration` where settings contradict each other."""
-    page = PageConfig(kv_dtype=settings.kv_dtype, memory_fraction=settings.memory_fraction)
+    if settings.host_pages and not settings.prefix_cache:
+        raise InvalidConfiguration(
+            "--host-pages", "keep prefixes, which --no-prefix-cache forgets; leave one of them out"
+        )
+    page = PageConfig(
+        page_size=settings.page_size,
+        kv_dtype=settings.kv_dtype,
+        memory_fraction=settings.memory_fraction,
+        host_pages=settings.host_pages,
+    )
     if settings.kv_cache_tokens is not None:
         page = replace(page, num_pages=-(-settings.kv_cache_tokens // page.page_size))
     speculation = None
@@ -56,6 +65,7 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         ),
         deterministic=settings.deterministic,
         target_step_ms=settings.target_step_ms,
+        batch_timeout_ms=settings.batch_timeout_ms,
         threads=settings.threads or _share_of_cores(settings),
     )
 

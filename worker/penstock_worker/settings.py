@@ -75,7 +75,12 @@ class WorkerSettings(BaseModel):
             gt=0, le=0.95, description="share of the device's free memory to use; default: 0.9 of a GPU, 0.5 of a CPU's"
         ),
     ] = None
+    page_size: Annotated[int, Field(ge=1, le=1024, description="tokens in a page of the KV cache")] = 16
     prefix_cache: Annotated[bool, Field(description="reuse computed prefixes between requests")] = True
+    host_pages: Annotated[
+        int,
+        Field(ge=0, le=2**31 - 1, description="pages of host memory for prefixes that the device has no room for"),
+    ] = 0
     tensor_parallel: Annotated[
         int, Field(ge=1, le=64, description="processes or GPUs that each layer is cut over; rank 0 is the worker")
     ] = 1
@@ -96,6 +101,12 @@ class WorkerSettings(BaseModel):
     target_step_ms: Annotated[
         float | None, Field(gt=0, description="hold the time between tokens near this by moving the token budget")
     ] = None
+    batch_timeout_ms: Annotated[
+        float,
+        Field(
+            ge=0, le=1000, description="longest that an idle engine holds a lone request when others are likely to come"
+        ),
+    ] = 0.0
     kv_dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16", "int8"], Field(description="precision of the KV cache")
     ] = "auto"

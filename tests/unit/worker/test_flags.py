@@ -11,7 +11,7 @@ from penstock_worker.settings import WorkerSettings, new_worker_id
 
 def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default() -> None:
     settings = flags.parse(["--lease-s", "3"], {"PENSTOCK_LEASE_S": "7", "PENSTOCK_GRACE_S": "9"})
-    assert (settings.lease_s, settings.grace_s, settings.heartbeat_s) == (3.0, 9.0, 1.0)
+    assert (settings.lease_s, settings.grace_s, settings.heartbeat_s) == (3.0, 9.0, WorkerSettings().heartbeat_s)
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
