@@ -17,6 +17,8 @@ from penstock_core.distributed import DistributedConfig, EngineConfig, launch
 from penstock_core.distributed.rendezvous import Place, Rendezvous
 from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration
 from penstock_worker import follow
+from penstock_worker.load import pipeline_config
+from penstock_worker.models import Checkpoint
 from penstock_worker.settings import WorkerSettings
 
 BUNDLED = Path(__file__).parents[3] / "worker/penstock_worker/bundled/penstock-story"
@@ -143,3 +145,11 @@ def test_only_ranks_above_0_follow() -> None:
     assert follow.is_follower(TORCHRUN)
     assert not follow.is_follower({**TORCHRUN, "RANK": "0"})
     assert not follow.is_follower({"RANK": "1"})
+
+
+def test_the_workers_flags_reach_the_engine() -> None:
+    settings = WorkerSettings(tensor_parallel=2, pipeline_parallel=3, memory_fraction=0.3, kv_cache_tokens=100)
+    engine = pipeline_config(settings, Checkpoint(BUNDLED, "story")).engine()
+    assert engine.distributed == DistributedConfig(tensor_parallel=2, pipeline_parallel=3)
+    assert engine.distributed.num_ranks == settings.group_size == 6
+    assert (engine.page.memory_fraction, engine.page.num_pages) == (0.3, 7)
