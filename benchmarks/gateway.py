@@ -72,7 +72,7 @@ def main() -> None:
         [
             ["one request at a time, p50 ms", latency["gateway_p50_ms"], latency["floor_p50_ms"]],
             ["of these added to the SDK's, ms", latency["added_p50_ms"], ""],
-            [f"requests/s over {arguments.connections} connections", ours, theirs],
+            [f"requests/s over {arguments.connections} connections", f"{ours:,.0f}", f"{theirs:,.0f}"],
             ["event streams held, every token delivered", streams["streams_whole"], ""],
             ["connections to Redis meanwhile", streams["connections_to_redis"], ""],
             ["memory meanwhile, MiB", streams["gateway_resident_mib"], ""],
