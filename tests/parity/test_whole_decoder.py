@@ -36,7 +36,7 @@ STEPS = [  # of each sequence: (tokens, computed before); prefill, a chunk after
 TABLES = [[3, 9, 0, 5, 7], [8, 2, 1, 12, 4, 10, 6, 11]]
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"], autouse=True)
+@pytest.fixture(params=[1, 2], ids=["alone", "team"], autouse=True)
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(decoder, "PARALLEL_WORK", 0)
     before = torch.get_num_threads()
