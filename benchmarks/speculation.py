@@ -3,7 +3,7 @@
 Tokens per second with and without drafting, at batch 1, 8 and 32, on free text and on prompts whose answer copies
 from them; beside it `transformers` with and without assisted generation, on the same weights, at batch 1. Every drafted
 run is checked to give the plain run's tokens. Also the cost of a step that checks k drafts, and from it the acceptance
-at which drafting breaks even.
+at which drafting breaks even: for free drafts, and for those of the draft model as the running engine measured them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from benchmarks.report import alternate, console, parser, publish, table
 
 PROPOSERS = (None, "draft", "ngram", "suffix", "auto")
 BATCHES = (1, 8, 32)
+KINDS = ("free", "copy")
+AT_LEAST = 8  # requests in a run; smaller batches come one after another
 _TALE = (
     "The harbour master wrote down every ship, every cargo and every captain in a large blue book. In the evening he "
     "read the list aloud: a barge with barley, a schooner with salt, a ferry with nine passengers and a brown goat. "
@@ -31,7 +33,7 @@ def prompts(kind: str, batch: int, turn: int) -> list[str]:
 
     Other ones at every turn: the suffix proposer learns from what was generated, and must not meet the same again.
     """
-    names = [f"{turn}-{number}" for number in range(batch)]
+    names = [f"{turn}-{number}" for number in range(max(batch, AT_LEAST))]
     if kind == "free":
         return [f"Once upon a time, in house {name} by the river, there was a" for name in names]
     return [f"Letter {name}. {_TALE}{_TALE}Letter {name}. The harbour master" for name in names]
@@ -42,27 +44,30 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tokens", type=int, default=200, help="new tokens per request")
     options.add_argument("--temperature", type=float, default=0.0)
+    options.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="requests at once")
+    options.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="kinds of prompts")
     arguments = options.parse_args()
     if arguments.quick:
-        arguments.tokens, arguments.runs = 64, 1
+        arguments.tokens, arguments.runs, arguments.batches = 64, 1, arguments.batches[:1]
     torch.set_num_threads(arguments.threads)
     engines = {proposer or "plain": _engine(proposer, arguments.threads) for proposer in PROPOSERS}
     figures: dict[str, dict[str, float]] = {name: {} for name in engines}
     acceptance: dict[str, dict[str, float]] = {name: {} for name in engines if name != "plain"}
-    for kind in ("free", "copy"):
-        for batch in BATCHES[:1] if arguments.quick else BATCHES:
+    for kind in arguments.kinds:
+        for batch in arguments.batches:
             workload = f"{kind}-{batch}"
+
+            plain: dict[int, list[list[int]]] = {}  # its tokens by turn: it runs first, and as often as the others
 
             def contestant(name: str) -> Callable[[], Mapping[str, float]]:
                 turns = itertools.count()
 
                 def measure() -> Mapping[str, float]:
-                    texts = prompts(kind, batch, next(turns))  # noqa: B023
-                    results, tok_s = _run(engines[name], texts, arguments)
-                    if name != "plain":
-                        plain = _run(engines["plain"], texts, arguments)[0]
-                        if [r.token_ids for r in results] != [r.token_ids for r in plain]:
-                            raise SystemExit(f"{name} changed an output")
+                    turn = next(turns)
+                    results, tok_s = _run(engines[name], prompts(kind, batch, turn), batch, arguments)  # noqa: B023
+                    tokens = [result.token_ids for result in results]
+                    if plain.setdefault(turn, tokens) != tokens:  # noqa: B023
+                        raise SystemExit(f"{name} changed an output")
                     drafted = sum(r.timings.drafted_tokens for r in results)
                     accepted = sum(r.timings.accepted_tokens for r in results)
                     return {"tok_s": tok_s, "acceptance": accepted / drafted if drafted else 0.0}
@@ -96,6 +101,18 @@ def main() -> None:
         [[batch, *(f"{ratio:.2f} ({_break_even(ratio, int(depth)):.2f})" for depth, ratio in row.items())]
          for batch, row in costs.items()],
     )  # fmt: skip
+    drafting = drafting_costs(engines["draft"])
+    if drafting:
+        table(
+            "batch 1: a step with k guesses of the draft model, drafting included, times a plain step; break-even",
+            ["", *drafting],
+            [
+                [
+                    "ratio (acceptance)",
+                    *(f"{ratio:.2f} ({_break_even(ratio, int(k)):.2f})" for k, ratio in drafting.items()),
+                ]
+            ],
+        )
     assisted = transformers_assisted(arguments)
     console.print(
         f"transformers, batch 1, free text: {assisted['plain_tok_s']:,.0f} tok/s plain, "
@@ -109,6 +126,7 @@ def main() -> None:
             "gains": gains,
             "acceptance": acceptance,
             "step_costs": costs,
+            "drafting_costs": drafting,
             "transformers": assisted,
         },
         as_json=arguments.json,
@@ -130,14 +148,16 @@ def _engine(proposer: str | None, threads: int) -> Any:
     )
 
 
-def _run(engine: Any, texts: list[str], arguments: Any) -> tuple[list[Any], float]:
+def _run(engine: Any, texts: list[str], batch: int, arguments: Any) -> tuple[list[Any], float]:
     from penstock_core.sampling import SamplingParams
 
     params = SamplingParams(
         temperature=arguments.temperature, seed=1, max_tokens=arguments.tokens, ignore_eos=True, min_tokens=0
     )
+    results: list[Any] = []
     started = time.perf_counter()
-    results = engine.generate(texts, params)
+    for first in range(0, len(texts), batch):
+        results += engine.generate(texts[first : first + batch], params)
     elapsed = time.perf_counter() - started
     return results, sum(len(result.token_ids) for result in results) / elapsed
 
@@ -149,6 +169,19 @@ def _break_even(ratio: float, depth: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if sum(middle**i for i in range(depth + 1)) < ratio else (low, middle)
     return high
+
+
+def drafting_costs(engine: Any) -> dict[str, float]:
+    """By number of guesses: what the running engine measured of a step with them, over a plain step; batch 1."""
+    speculator = engine.pipeline._speculator
+    costs = speculator.cost, speculator._model.start_cost, speculator._model.cost
+    if not all(cost.known for cost in costs):
+        return {}
+    step, start, level = costs
+    return {
+        str(k): (step.at(1 + k) + start.at(1) + k * level.at(1)) / step.at(1)
+        for k in range(1, speculator.config.max_depth + 1)
+    }
 
 
 def step_costs(*, quick: bool, threads: int) -> dict[str, dict[str, float]]:

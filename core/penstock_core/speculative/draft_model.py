@@ -55,6 +55,7 @@ class _Start:
 
     Attributes:
         limits: guesses wanted of each, [n]. slots: rows of the block tables. ends: positions of the first guesses.
+        rows: of the sampling table. positions: index of the output token that the first guess is.
     """
 
     sequences: list[SequenceState]
@@ -62,16 +63,8 @@ class _Start:
     limits: Int64
     slots: Int64
     ends: Int64
-
-    @property
-    def rows(self) -> Int64:
-        """Rows of the sampling table."""
-        return np.array([sequence.row for sequence in self.sequences])
-
-    @property
-    def positions(self) -> Int64:
-        """Index of the output token that the first guess is."""
-        return np.array([len(sequence.output_ids) for sequence in self.sequences])
+    rows: Int64
+    positions: Int64
 
 
 class DraftModelProposer:
@@ -143,6 +136,8 @@ class DraftModelProposer:
             np.array([depths[place] for place in chosen]),
             slots[drafting],
             (starts + lengths)[drafting],
+            np.array([sequences[place].row for place in chosen]),
+            np.array([len(sequences[place].output_ids) for place in chosen]),
         )
         guess = self._guess_in_one_call if self._in_one_call(start) else self._guess_by_levels
         found, levels, guessing_s = guess(start, batch, wanted, floor)
@@ -159,8 +154,7 @@ class DraftModelProposer:
         return (
             model.whole is not None
             and model.config.logit_softcap is None
-            and not table.filtered[rows].any()
-            and not table.stateful(rows).any()
+            and not (table.filtered[rows] | table.stateful(rows)).any()
             and model.whole.bind(self._engine.layers, int((start.ends + start.limits).max()))
         )
 

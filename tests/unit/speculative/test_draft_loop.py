@@ -10,6 +10,7 @@ import pytest
 
 import penstock_worker
 from penstock_core.attention import AttentionBatch
+from penstock_core.batching import SequenceState
 from penstock_core.cache import PageConfig
 from penstock_core.pipeline import EngineRequest, PipelineConfig, UnifiedInferencePipeline
 from penstock_core.protocol.requests import SamplingParams
@@ -47,8 +48,15 @@ def speculating(**options: Any) -> tuple[UnifiedInferencePipeline, DraftModelPro
     return made, proposer
 
 
+def start_of(sequences: list[SequenceState]) -> _Start:
+    count = len(sequences)
+    rows = np.array([sequence.row for sequence in sequences])
+    zeros = np.zeros(count, np.int64)
+    return _Start(sequences, [], np.ones(count, np.int64), np.arange(count), np.full(count, 20), rows, zeros)
+
+
 @pytest.mark.parametrize("floor", [0.0, 0.3])
-@pytest.mark.parametrize("threads_from", [0, 1 << 60], ids=["two threads", "one thread"])
+@pytest.mark.parametrize("threads_from", [0, 1 << 60], ids=["team", "alone"])
 def test_one_call_guesses_what_the_sampler_would(
     floor: float, threads_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,8 +103,6 @@ def test_options_that_the_kernels_do_not_know_go_level_by_level(sampling: dict[s
     made.step()
     made.step()
     sequences = made.batcher.running
-    start = _Start(sequences, [], np.ones(len(sequences), np.int64), np.arange(5), np.full(5, 20))
-    assert not proposer._in_one_call(start)
-    plain = _Start(sequences[:4], [], np.ones(4, np.int64), np.arange(4), np.full(4, 20))
-    assert proposer._in_one_call(plain) == (proposer._engine.model.whole is not None)
+    assert not proposer._in_one_call(start_of(sequences))
+    assert proposer._in_one_call(start_of(sequences[:4])) == (proposer._engine.model.whole is not None)
     made.close()
