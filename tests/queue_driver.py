@@ -68,6 +68,7 @@ class QueueDriver:
         free_sequences: int = 1000,
         free_tokens: int = 10**9,
         idle: bool = True,
+        may_take_last: bool = True,
     ) -> t.ClaimOutcome:
         return self.run(
             t.claim(
@@ -78,6 +79,7 @@ class QueueDriver:
                 free_tokens=free_tokens,
                 lease_ms=LEASE_MS,
                 idle=idle,
+                may_take_last=may_take_last,
                 now_ms=self.now,
             )
         )

@@ -123,6 +123,7 @@ class Claimer:
                 free_tokens=max(0, capacity.free_tokens),
                 lease_ms=self._lease_ms,
                 idle=len(self._held) == 0,
+                may_take_last=self._held.last_lives == 0,
             )
         )
         self._reply_lost = False

@@ -75,10 +75,12 @@ class HeldJobs:
 
     Attributes:
         fenced: jobs lost to another attempt so far.
+        last_lives: how many of those held are on their last life.
     """
 
     def __init__(self, abort: Callable[[str, FinishReason], None]) -> None:
         self.fenced = 0
+        self.last_lives = 0
         self._abort = abort
         self._jobs: dict[str, HeldJob] = {}
         self._by_job: dict[str, HeldJob] = {}
@@ -96,14 +98,17 @@ class HeldJobs:
 
     def add(self, job: HeldJob) -> None:
         """Take `job` in; a newer attempt replaces an older one under the job's id."""
+        self.last_lives += job.claimed.last_life
         self._jobs[job.request_id] = job
         self._by_job[job.job_id] = job
         self._empty.clear()
 
     def discard(self, job: HeldJob) -> None:
         """Let `job` go, however it ended."""
-        if job.span is not None and job in self:
-            job.span.end()
+        if job in self:
+            self.last_lives -= job.claimed.last_life
+            if job.span is not None:
+                job.span.end()
         self._jobs.pop(job.request_id, None)
         if self._by_job.get(job.job_id) is job:
             del self._by_job[job.job_id]

@@ -163,6 +163,46 @@ class TestReclaim:
         assert driver.renew("w1", (job_id, 2)) == ["fenced"], "not the worker that lost it"
         assert driver.status(job_id).crashes == 1
 
+    def test_nobody_is_buried_for_having_been_near(self, driver: QueueDriver) -> None:
+        """A job that kills its workers has company each time; on their last life each of them runs apart."""
+        names = [driver.submit() for _ in range(4)]
+        for crash in (1, 2):
+            assert [job.last_life for job in driver.claim("w1", 10)] == [False] * 4, f"crash {crash}"
+            driver.tick(LEASE_MS)
+            assert sorted(driver.reclaim().requeued) == names
+        fresh = [driver.submit() for _ in range(2)]
+        first, *others = driver.claim("w1", 10)
+        assert first.last_life
+        assert [(job.job_id, job.last_life) for job in others] == [(name, False) for name in fresh]
+        outcome = driver.claim_outcome("w1", 10, may_take_last=False)
+        assert (outcome.jobs, outcome.waiting, outcome.next_due_ms) == ([], 3, None)
+        (second,) = driver.claim("w2", 10)
+        assert second.last_life
+        driver.tick(LEASE_MS - 1)
+        driver.renew("w2", (second.job_id, 3))
+        driver.tick(1)
+        outcome = driver.reclaim()
+        assert outcome.dead == [first.job_id]
+        assert sorted(outcome.requeued) == fresh
+        driver.finish("w2", driver.final(second.job_id, 3))
+        rest = set(names) - {first.job_id, second.job_id}
+        assert {driver.take("w2").job_id, driver.take("w3").job_id} == rest
+
+    def test_an_error_makes_no_last_life_longer(self, driver: QueueDriver) -> None:
+        driver.set_config(max_crashes=2)
+        one, two = driver.submit(), driver.submit()
+        driver.claim("w1", 2)
+        driver.tick(LEASE_MS)
+        driver.reclaim()
+        assert driver.claim_ids("w1", 2) == [one]
+        assert driver.claim_ids("w2", 2) == [two]
+        assert driver.fail("w1", one, 2, backoff_ms=10) == "delayed"
+        assert driver.fail("w2", two, 2, backoff_ms=10) == "delayed"
+        driver.tick(10)
+        assert driver.reclaim().promoted == 2
+        assert [job.last_life for job in driver.claim("w1", 2)] == [True]
+        assert driver.claim("w1", 2, may_take_last=False) == []
+
     def test_a_death_that_is_sure_is_never_taken_back(self, driver: QueueDriver) -> None:
         job_id = driver.submit()
         driver.take("w1")

@@ -268,3 +268,23 @@ async def _until(condition: object, turns: int = 2000) -> None:
             return
         await asyncio.sleep(0.001)
     raise AssertionError("it never came true")
+
+
+async def test_one_job_on_its_last_life_is_held_at_a_time(bench: Bench) -> None:
+    bench.driver.set_config(max_crashes=2)
+    names = [bench.submit() for _ in range(2)]
+    bench.driver.claim("gone", 2)
+    bench.driver.client.zadd(bench.keys.leases, dict.fromkeys(names, 1))
+    assert sorted(bench.driver.reclaim().requeued) == names
+    assert not await bench.claimer.claim_once()
+    (held,) = bench.held
+    assert held.claimed.last_life
+    await bench.claimer.claim_once()
+    assert len(bench.held) == 1
+    bench.engine.finish(held.request_id, FinishReason.STOP)
+    await bench.step()
+    await bench.claimer.claim_once()
+    (other,) = bench.held
+    assert {held.job_id, other.job_id} == set(names)
+    bench.held.lose(other)
+    assert bench.held.last_lives == 0

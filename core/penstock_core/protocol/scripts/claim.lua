@@ -10,14 +10,17 @@
 -- ARGV[2] worker string; ARGV[3] max_jobs int; ARGV[4] free_sequences int; ARGV[5] free_tokens int; ARGV[6] lease_ms int
 -- ARGV[7] idle  '1' or '0': the worker holds nothing, so that the first job is taken whether or not it fits
 -- ARGV[8], ARGV[9] the JobEnded record `expired`, in two halves around the attempt; ARGV[10], ARGV[11] the same for an
---   undecodable job; ARGV[12] its message
+--   undecodable job; ARGV[12] its message; ARGV[13] '1' or '0': the worker holds no job on its last life, and so may take
+--   one (see on_last_life)
 -- Returns {next_due_ms or '', queued jobs left, job, ...}; a job is
---   {id, attempt, request, priority, tenant, client, enqueued, claimed, deadline, crashes, errors, retries, trace, {chunk, ...}}
+--   {id, attempt, request, priority, tenant, client, enqueued, claimed, deadline, crashes, errors, retries, trace, {chunk, ...},
+--   '1' where it is on its last life}
 -- Refuses nothing. Jobs past their deadline end here; pointers to nothing are dead-lettered.
 --@include base waiting jobs
 
 local worker, max_jobs, free_sequences = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local free_tokens, lease_ms, idle = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local may_take_last = ARGV[13] == '1'
 local aging, patience = setting('aging_interval_ms'), setting('patience_ms')
 local WINDOW, PAGE, AGED, MAX_DROPPED = 16, 32, 10, 1000
 
@@ -187,9 +190,9 @@ local function fill(stream, wanted)
     for i = 1, #page do
       local entry, fields = page[i][1], page[i][2]
       stream.last = entry
-      local id, t, cost, tag
+      local id, t, cost, tag, last
       if fields[1] == 'id' and fields[3] == 't' and fields[5] == 'cost' and fields[7] == 'tag' then
-        id, t, cost, tag = fields[2], tonumber(fields[4]), num(fields[6]), fields[8]
+        id, t, cost, tag, last = fields[2], tonumber(fields[4]), num(fields[6]), fields[8], fields[9] == 'last'
       else
         id, t = entry_field(fields, 'id'), tonumber(entry_field(fields, 't'))
         cost, tag = num(entry_field(fields, 'cost')), entry_field(fields, 'tag') or ''
@@ -198,7 +201,7 @@ local function fill(stream, wanted)
         drop_pointer(stream, entry, id, 'the pointer names no job or no time')
       else
         stream.tail = stream.tail + 1
-        stream[stream.tail] = { entry = entry, id = id, t = t, cost = cost, tag = tag }
+        stream[stream.tail] = { entry = entry, id = id, t = t, cost = cost, tag = tag, last = last }
       end
     end
   end
@@ -214,19 +217,39 @@ local function take_out(stream, position)
   stream.head = stream.head + 1
 end
 
+-- Position of the first interrupted job this worker may take, or nil. Those on their last life stand aside while it has
+-- one, a page of them at most.
+local function takeable(stream)
+  if not fill(stream, 1) then
+    return nil
+  end
+  if may_take_last or not stream[stream.head].last then
+    return stream.head
+  end
+  fill(stream, PAGE)
+  for i = stream.head, math.min(stream.tail, stream.head + PAGE - 1) do
+    if not stream[i].last then
+      return i
+    end
+  end
+  return nil
+end
+
 -- Which job of a tenant is next: its stream and position there, or nil where all wait for another worker.
 local function choose(line, by_age)
   local resume, ready = line.resume, line.ready
-  local interrupted, first = fill(resume, 1), fill(ready, by_age and 1 or WINDOW)
-  if interrupted and not (by_age and first and first.t < interrupted.t) then
-    return resume, resume.head
+  local at, first = takeable(resume), fill(ready, by_age and 1 or WINDOW)
+  if at and not (by_age and first and first.t < resume[at].t) then
+    return resume, at
   end
   for i = ready.head, math.min(ready.tail, ready.head + WINDOW - 1) do
     local pointer = ready[i]
-    if by_age or pointer.tag == '' or now - pointer.t >= patience or not owned_elsewhere(pointer.tag) then
-      return ready, i
+    if may_take_last or not pointer.last then
+      if by_age or pointer.tag == '' or now - pointer.t >= patience or not owned_elsewhere(pointer.tag) then
+        return ready, i
+      end
+      due_at(pointer.t + patience)
     end
-    due_at(pointer.t + patience)
   end
   return nil
 end
@@ -235,7 +258,8 @@ local levels = {} -- most urgent first: {priority, heads, fair}
 
 -- A pointer left a tenant's line: its head may be another.
 local function advance(level, line)
-  local ready, resume = fill(line.ready, 1), fill(line.resume, 1)
+  local at = takeable(line.resume)
+  local ready, resume = fill(line.ready, 1), at and line.resume[at]
   local head = ready and ready.t
   if resume and (not head or resume.t < head) then
     head = resume.t
@@ -300,9 +324,12 @@ local function start(line, pointer, job)
   local n = #claimed + 1
   leases[2 * n - 1], leases[2 * n] = lease_until, id
   held[n] = id
+  if pointer.last then
+    may_take_last = false
+  end
   claimed[n] = {
     id, attempt, job[5], line.priority, tenant, job[12], job[13] or job[11], now_text, job[4], job[14], job[15], job[16], job[17],
-    chunks,
+    chunks, pointer.last and '1' or '',
   }
 end
 

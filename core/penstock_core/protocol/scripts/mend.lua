@@ -26,7 +26,7 @@ end
 local function point_anew(job)
   tally(job.tenant, 'queued', -1) -- it is counted, and standing in counts it again
   local cost = num(job.input) + num(job.output)
-  local entry = stand_in(job.at, job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity)
+  local entry = stand_in(job.at, job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity, on_last_life(job))
   call('HSET', Q .. 'job:' .. job.id, 'entry', entry)
 end
 

@@ -107,7 +107,7 @@ local function promote_due()
     if job and job.state == 'delayed' then
       tally(job.tenant, 'delayed', -1)
       local cost = num(job.input) + num(job.output)
-      local entry = stand_in('ready', id, job.priority, job.tenant, t, cost, job.affinity)
+      local entry = stand_in('ready', id, job.priority, job.tenant, t, cost, job.affinity, on_last_life(job))
       call('HSET', Q .. 'job:' .. id, 'state', 'queued', 'enqueued', t, 'at', 'ready', 'entry', entry)
       promoted = promoted + 1
     end

@@ -53,6 +53,8 @@ class ClaimedJob:
         traceparent: W3C trace context of the submitter.
         log: encoded chunks published by earlier attempts, in order: the checkpoint to resume from.
         previous_span: trace context of the attempt before this one, where it was traced.
+        last_life: one more crash makes it dead. A worker runs one such job at a time, so that only the one that kills
+            it is buried, and not those that were near.
     """
 
     job_id: str
@@ -70,6 +72,7 @@ class ClaimedJob:
     traceparent: str | None
     log: list[bytes]
     previous_span: str | None = None
+    last_life: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +148,13 @@ def claim(
     free_tokens: int,
     lease_ms: int,
     idle: bool,
+    may_take_last: bool = True,
     now_ms: int = 0,
 ) -> Call[ClaimOutcome]:
-    """Take the jobs that are next and fit; `idle` (nothing held) takes the first one whatever its size."""
+    """Take the jobs that are next and fit; `idle` (nothing held) takes the first one whatever its size.
+
+    `may_take_last`: the worker holds no job on its last life, see `ClaimedJob.last_life`.
+    """
     args: list[Argument] = [
         now_ms,
         worker_id,
@@ -159,6 +166,7 @@ def claim(
         *EXPIRED,
         *_UNDECODABLE,
         _NO_REQUEST,
+        int(may_take_last),
     ]
     return Call(load_script("claim"), (keys.prefix,), args, _claim_outcome)
 
@@ -183,6 +191,7 @@ def _claimed_job(item: Sequence[Any]) -> ClaimedJob:
         retries,
         trace,
         log,
+        last_life,
     ) = item
     submitter, _, previous = text(trace).partition(" ")
     return ClaimedJob(
@@ -201,6 +210,7 @@ def _claimed_job(item: Sequence[Any]) -> ClaimedJob:
         submitter or None,
         list(log),
         previous or None,
+        bool(last_life),
     )
 
 

@@ -112,7 +112,7 @@ end
 -- Back to wait with its checkpoint, ahead of jobs never started, aged by its whole wait.
 local function stand_in_resume(job)
   local cost = num(job.input) + num(job.output)
-  local entry = stand_in('resume', job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity)
+  local entry = stand_in('resume', job.id, job.priority, job.tenant, job.enqueued, cost, job.affinity, on_last_life(job))
   call('HSET', Q .. 'job:' .. job.id, 'state', 'queued', 'owner', '', 'at', 'resume', 'entry', entry, 'crashes',
     job.crashes, 'charged', job.charged, 'left', job.left)
   count('waiting_bytes', request_bytes(job.id))

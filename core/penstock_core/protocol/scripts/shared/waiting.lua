@@ -37,10 +37,23 @@ end
 
 local standing = {} -- level and tenant this call has already seen in its level
 
+-- Whether one more crash would be the end of a job that has crashed before. A worker takes one such job at a time: when
+-- it dies of it, no other is buried with it for having been near.
+local function on_last_life(job)
+  local crashes = num(job.crashes)
+  return crashes > 0 and crashes + 1 >= setting('max_crashes')
+end
+
 -- Append a pointer to `at` ('ready' or 'resume'); `t` is since when the job waits. Returns the entry id.
-local function stand_in(at, id, priority, tenant, t, cost, tag)
+-- `last`: the next crash would be the job's end; see on_last_life.
+local function stand_in(at, id, priority, tenant, t, cost, tag, last)
   local line = priority .. ':' .. tenant
-  local entry = call('XADD', Q .. at .. ':' .. line, '*', 'id', id, 't', t, 'cost', cost, 'tag', tag)
+  local stream, entry = Q .. at .. ':' .. line, nil
+  if last then
+    entry = call('XADD', stream, '*', 'id', id, 't', t, 'cost', cost, 'tag', tag, 'last', '1')
+  else
+    entry = call('XADD', stream, '*', 'id', id, 't', t, 'cost', cost, 'tag', tag)
+  end
   if at == 'resume' or not standing[line] then
     if call('ZADD', Q .. 'heads:' .. priority, 'NX', t, tenant) == 1 then
       join_level(priority, tenant)
