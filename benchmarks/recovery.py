@@ -57,7 +57,7 @@ def main() -> None:
     arguments = options.parse_args()
     if arguments.quick:
         arguments.jobs, arguments.workers, arguments.minutes = 60, 2, 0.25
-        arguments.lease_s, arguments.every_s = 3.0, 1.0
+        arguments.lease_s, arguments.every_s, arguments.longest = 3.0, 1.0, 600
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(2**31)
     console.print(f"seed {arguments.seed}")
