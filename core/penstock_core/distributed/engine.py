@@ -80,7 +80,7 @@ class DistributedInferenceEngine:
         group: this process's place among the ranks; None where it is alone.
         num_pages, page_size, page_bytes: shape of the pool. num_host_pages: pages kept in host memory beside it.
         max_model_len: longest sequence in tokens.
-        memory: what each rank's memory is used for, by rank; on the followers their own alone.
+        memory: what each rank's memory is used for, by rank.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class DistributedInferenceEngine:
         """
         distributed = config.distributed
         if distributed.num_ranks == 1:
-            engine = cls._load_alone(config, progress)
+            engine = cls._load_part(config, choose_device(config.device), None, progress)
         else:
             launch.check_ranks(config)
             place = Place.from_environment(os.environ)
@@ -180,12 +180,6 @@ class DistributedInferenceEngine:
         for report in engine.memory:
             _logger.info("memory of %s", report)
         return engine
-
-    @classmethod
-    def _load_alone(
-        cls, config: EngineConfig, progress: Callable[[int, int], None] | None
-    ) -> DistributedInferenceEngine:
-        return cls._load_part(config, choose_device(config.device), None, progress)
 
     @classmethod
     def _load_with_followers(
