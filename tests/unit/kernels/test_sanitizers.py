@@ -15,6 +15,7 @@ import pytest
 from penstock_core.kernels import native
 
 KERNELS = "tests/unit/kernels/test_kernels.py"
+RANKS = "tests/unit/kernels/test_ranks.py"
 MODELS = ["tests/parity/test_whole_decoder.py", "tests/unit/speculative/test_draft_loop.py"]
 
 
@@ -60,7 +61,7 @@ def run_on_plain_threads(cache: Path, *tests: str, defines: str = "-UWITHOUT_BAR
 
 def test_no_kernel_reads_or_writes_out_of_bounds(tmp_path: Path) -> None:
     environment = {"LD_PRELOAD": runtime("libasan.so"), "ASAN_OPTIONS": "detect_leaks=0"}
-    tests = [KERNELS, "tests/unit/attention/test_paged_attention.py", *MODELS]
+    tests = [KERNELS, RANKS, "tests/unit/attention/test_paged_attention.py", *MODELS]
     status, said = run_tests(tmp_path, ["-fsanitize=address", "-g"], environment, *tests)
     assert status == 0, said[-4000:]
     assert "passed" in said
