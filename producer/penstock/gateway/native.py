@@ -240,11 +240,14 @@ async def prometheus(request: Request, operator: Operator, handler: Handler) -> 
 
 
 class _Position:
-    """How far a reader has come, per choice: `5` or, with several choices, `5.7e.3`; the `e` says it has ended."""
+    """How far a reader has come, per choice: `5` or, with several choices, `5.7e.3`; the `e` says it has ended.
+
+    Choices behind the last one named have not been heard of yet: nothing tells how many there are.
+    """
 
     def __init__(self, offsets: list[int], start: int, ended: set[int]) -> None:
         self._offsets = offsets
-        self._start = start
+        self.start = start
         self.ended = ended
 
     @classmethod
@@ -258,15 +261,11 @@ class _Position:
         return cls([int(part.removesuffix("e")) for part in parts], 0, ended)
 
     def of(self, index: int) -> int:
-        return self._offsets[index] if index < len(self._offsets) else self._start
-
-    @property
-    def least(self) -> int:
-        return min(self._offsets, default=self._start)
+        return self._offsets[index] if index < len(self._offsets) else self.start
 
     def advance(self, index: int, end: int, *, ended: bool) -> str:
         while len(self._offsets) <= index:
-            self._offsets.append(self._start)
+            self._offsets.append(self.start)
         self._offsets[index] = max(self._offsets[index], end)
         if ended:
             self.ended.add(index)
@@ -275,7 +274,7 @@ class _Position:
 
 async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -> AsyncGenerator[str]:
     try:
-        async with aclosing(job.stream(position.least, index)) as chunks:
+        async with aclosing(job.stream(position.start, index)) as chunks:
             async for chunk in chunks:
                 skip = max(0, position.of(chunk.index) - chunk.offset)
                 if chunk.index in position.ended or (
