@@ -1,7 +1,7 @@
 """`Client` and `JobHandle`: submit jobs and follow them, from threads. `aio` is the same for asyncio.
 
 This is a shell: it performs the I/O that the flows ask for and decides nothing itself. redis-py is imported with the
-first `Client` that is made: it takes longer than all of this package.
+first `Client` that is made, and what validates a job with the first `submit`: they take longer than all the rest.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from penstock.effects import Command, Confirm, Effect, Emit, Flow, Pause, Run, R
 from penstock.listing import list_jobs
 from penstock.reader import Reader, WaitingInbox, release_reader, shared_reader
 from penstock.settings import ClientSettings, Mode, locate
-from penstock.submission import JobItem, SubmitOptions, prepare, prepare_many
 from penstock.tickets import Ticket, known_result, tickets_of, watching
 from penstock.tracing import submission
 from penstock_core.protocol.errors import ClientClosed, QueueFull
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
-from penstock_core.protocol.requests import DEFAULT_TENANT
+from penstock_core.protocol.keys import DEFAULT_TENANT
 from penstock_core.protocol.transitions import CancelOutcome, JobStatus, NewJob, QueueSnapshot, run, run_many, snapshot
 
 if TYPE_CHECKING:
     import redis
+
+    from penstock.submission import JobItem, SubmitOptions
 
 T = TypeVar("T")
 
@@ -173,6 +174,8 @@ class Client:
             QueueFull: a bound of the queue or the tenant is reached; nothing was stored.
             BrokerUnavailable: Redis cannot be reached. Submitting again with the same `idempotency_key` is harmless.
         """
+        from penstock.submission import prepare
+
         job = prepare(self.settings, {"prompt": prompt, **options})
         outcome = self._submit([job])[0]
         if isinstance(outcome, QueueFull):
@@ -192,6 +195,8 @@ class Client:
             InvalidRequest: names the first bad item's index and field; nothing was sent.
             BrokerUnavailable: Redis cannot be reached; some jobs may be in.
         """
+        from penstock.submission import prepare_many
+
         return self._submit(prepare_many(self.settings, items))
 
     def job(self, job_id: str) -> JobHandle:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from penstock.served import find_served
 from penstock_core.protocol.errors import InvalidConfiguration
-from penstock_core.protocol.keys import QueueKeys
-from penstock_core.protocol.requests import DEFAULT_TENANT, Tenant
+from penstock_core.protocol.keys import DEFAULT_TENANT, TENANT_PATTERN, QueueKeys
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 DEFAULT_QUEUE = "penstock-story"
 
 Mode = Literal["push", "poll"]
 
-_TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
+_TENANT = re.compile(TENANT_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +52,12 @@ class ClientSettings:
         QueueKeys(self.queue)
         if self.mode not in ("push", "poll"):
             raise InvalidConfiguration("mode", f"{self.mode!r} is unknown; use 'push' or 'poll'")
-        try:
-            _TENANT.validate_python(self.tenant)
-        except ValidationError:
+        if not isinstance(self.tenant, str) or not _TENANT.fullmatch(self.tenant):
             raise InvalidConfiguration(
                 "tenant",
                 f"{self.tenant!r} is no tenant name; use 1 to 64 letters, digits or any of _ . - and start with a "
                 "letter or digit",
-            ) from None
+            )
         for name in ("patience_s", "submit_patience_s", "backstop_s", "poll_min_s", "poll_max_s"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):

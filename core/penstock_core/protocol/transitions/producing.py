@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from penstock_core.protocol.codec import MAX_REQUEST_BYTES, encode_metadata
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.keys import QueueKeys
-from penstock_core.protocol.requests import JobOptions
 from penstock_core.protocol.script import Argument, Call, load_script
 from penstock_core.protocol.transitions.replies import CANCELLED, text, texts
+
+if TYPE_CHECKING:
+    from penstock_core.protocol.requests import JobOptions
 
 MAX_JOBS_PER_CALL = 10_000
 MAX_ID_LENGTH = 128
