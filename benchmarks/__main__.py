@@ -26,6 +26,7 @@ ALL = {
     "distributed": "distributed",
     "recovery": "recovery",
     "gateway": "gateway",
+    "end-to-end": "end_to_end",
     "startup": "startup",
 }
 """Name of the results, and the module with its options."""

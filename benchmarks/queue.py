@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from benchmarks import processor_time
 from benchmarks.report import alternate, chart, console, parser, publish, table
 from penstock import Client, EmbeddedBroker, JobHandle
 
@@ -39,14 +42,14 @@ def main() -> None:
     if arguments.quick:
         arguments.runs, arguments.jobs, arguments.peer_jobs, arguments.singles = 1, 5000, 200, 50
     singles = arguments.singles
-    contestants = {
-        "penstock (AOF)": lambda: _ours(arguments.jobs, singles, appendonly=True),
-        "penstock": lambda: _ours(arguments.jobs, singles, appendonly=False),
+    contestants: dict[str, Callable[[], Mapping[str, float]]] = {
+        "penstock (AOF)": partial(_ours, arguments.jobs, singles, appendonly=True),
+        "penstock": partial(_ours, arguments.jobs, singles, appendonly=False),
     }
     for name in PEERS:
         python = arguments.peers / name / "bin" / "python"
         if python.exists() and _works(name, python):
-            contestants[name] = lambda name=name, python=python: _peer(name, python, arguments.peer_jobs, singles)
+            contestants[name] = partial(_peer, name, python, arguments.peer_jobs, singles)
         elif not python.exists():
             console.print(f"{name} is not installed under {arguments.peers}: left out (make bench-peers)")
     figures = alternate(contestants, arguments.runs, "queue")
@@ -59,13 +62,21 @@ def main() -> None:
         }
         for name, values in peers.items()
     }
+    with _redis(appendonly=False) as url:
+        version = _server(url).version
     table(
-        "one producer, one worker, results included",
+        f"one producer, one worker, results included (redis-server {version})",
         ["", "jobs/s", "p50 ms", "p99 ms", "ours (AOF) is ... times faster"],
         [
             [name, values["jobs_per_s"], values["p50_ms"], values["p99_ms"], ratios.get(name, {}).get("jobs_per_s", "")]
             for name, values in figures.items()
         ],
+    )
+    processes = ("producer", "worker", "redis")
+    table(
+        "processor time of a job in the burst, microseconds",
+        ["", *processes],
+        [[name, *(figures[name][f"{process}_us"] for process in processes)] for name in ("penstock (AOF)", "penstock")],
     )
     chart("jobs/s", {name: values["jobs_per_s"] for name, values in figures.items()})
     chart("p50, ms", {name: values["p50_ms"] for name, values in figures.items()})
@@ -75,8 +86,10 @@ def main() -> None:
 def _ours(jobs: int, singles: int, *, appendonly: bool) -> Mapping[str, float]:
     with _redis(appendonly=appendonly) as url:
         worker = _process([sys.executable, "-m", "benchmarks.noop_worker", url, "bench"])
-        with worker, Client(url, queue="bench") as client:
+        with worker as worker_pid, Client(url, queue="bench") as client:
             _check(client.submit(prompt_token_ids=_PAYLOAD, max_tokens=32).result(timeout=60))
+            pids = {"producer": os.getpid(), "worker": worker_pid, "redis": _server(url).pid}
+            before = {name: processor_time.of_process(pid) for name, pid in pids.items()}
             started = time.perf_counter()
             handles: list[JobHandle] = []
             for first in range(0, jobs, 500):
@@ -88,6 +101,7 @@ def _ours(jobs: int, singles: int, *, appendonly: bool) -> Mapping[str, float]:
             for handle in handles:
                 _check(handle.result(timeout=60))
             elapsed = time.perf_counter() - started
+            spent = {name: processor_time.of_process(pid) - before[name] for name, pid in pids.items()}
             latencies = []
             for _ in range(singles):
                 began = time.perf_counter()
@@ -98,6 +112,7 @@ def _ours(jobs: int, singles: int, *, appendonly: bool) -> Mapping[str, float]:
         "jobs_per_s": jobs / elapsed,
         "p50_ms": latencies[len(latencies) // 2],
         "p99_ms": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)],
+        **{f"{name}_us": seconds / jobs * 1e6 for name, seconds in spent.items()},
     }
 
 
@@ -154,12 +169,29 @@ def _redis(*, appendonly: bool) -> Iterator[str]:
         yield "redis://" + broker.url.rpartition("@")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The redis-server behind a URL."""
+
+    pid: int
+    version: str
+
+
+def _server(url: str) -> Server:
+    import redis
+
+    with redis.Redis.from_url(url) as admin:
+        about = admin.info("server")
+    return Server(int(about["process_id"]), str(about["redis_version"]))
+
+
 @contextmanager
-def _process(command: list[str], **settings: object) -> Iterator[None]:
+def _process(command: list[str], **settings: object) -> Iterator[int]:
+    """A process that is ended after use; yields its pid."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, **settings)  # type: ignore[call-overload]
         try:
-            yield
+            yield process.pid
         finally:
             process.terminate()
             try:
