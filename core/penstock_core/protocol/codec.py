@@ -314,9 +314,8 @@ def decode_request(data: bytes) -> GenerationRequest:
 
     Raises `UndecodableRecord` for bytes that are no request, `InvalidRequest` for a request with a wrong field.
     """
-    from penstock_core.protocol.requests import (
-        GenerationRequest,
-    )  # and pydantic, which a client's import can do without
+    # With it comes pydantic, which a client's import can do without.
+    from penstock_core.protocol.requests import GenerationRequest
 
     record = _versioned(data, MAX_REQUEST_BYTES, "request", lists=True)  # lists: a JSON schema has no tuples
     if len(record) < 2 or not isinstance(record[1], dict):
