@@ -5,15 +5,14 @@ Read what is new, choose, read that, choose again: the sampler's choices, withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import byref, pointer
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from penstock_core.attention.batch import AttentionBatch
 from penstock_core.kernels.decoder import WholeDecoder
 from penstock_core.kernels.native import DraftCall
 
@@ -21,43 +20,49 @@ _NOISE_BLOCK = 64  # as in draw.c
 
 
 @dataclass(frozen=True, slots=True)
-class Guesses:
-    """Of n sequences: tokens and grades [n, depth], the first `counts[i]` of each; and how many the model has read.
+class Unread:
+    """A sequence that gets guesses.
 
-    `guessing_s`: seconds after what was new had been read.
+    Attributes:
+        tokens: those the model has not read, at least one. start: position of the first of them.
+        row: of the block tables, with pages for the guesses too.
+        limit: guesses wanted, at least 1.
+        temperature: 0 takes the likeliest token. stream: key of its noise. index: of the first guess in its output.
     """
 
-    tokens: npt.NDArray[np.int64]
-    grades: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    read: npt.NDArray[np.int64]
+    tokens: list[int]
+    start: int
+    row: int
+    limit: int
+    temperature: float
+    stream: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """By sequence: tokens and their grades; how many the model has read; seconds after what was new had been read."""
+
+    tokens: list[list[int]]
+    grades: list[npt.NDArray[np.int64]]
+    read: list[int]
     guessing_s: float
 
 
 def draft(
     whole: WholeDecoder,
-    batch: AttentionBatch,
-    wanted: npt.NDArray[np.int64],
-    temperature: npt.NDArray[np.float64],
-    keys: npt.NDArray[np.int64],
-    limits: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
+    sequences: Sequence[Unread],
     block_table: npt.NDArray[np.int32],
     rates: npt.NDArray[np.float64],
     edges: npt.NDArray[np.float32],
     floor: float,
 ) -> Guesses:
-    """Compute a batch, and guess on after some of its rows. The model is bound to its pages.
+    """Read what the model, bound to its pages, has not read of some sequences, and guess on.
 
     Args:
         whole: the draft model.
-        batch: what it has not read yet.
-        wanted: [n], the rows that end a sequence which gets guesses.
-        temperature: [n]; 0 takes the likeliest token.
-        keys: [depth, n], the noise of each position.
-        limits: [n], guesses wanted, 1 to depth.
-        starts: [n], position of each sequence's first guess.
-        block_table: [n, pages], with room for `limits` tokens from `starts` on.
+        sequences: what to read and how far to guess.
+        block_table: [rows, pages].
         rates: [2 * (edges + 1)], chance that a guess of each grade is right; grades of sampled tokens come second.
         edges: probabilities between grades.
         floor: a sequence stops where the chance that all its guesses are right falls below this.
@@ -65,43 +70,48 @@ def draft(
     Raises:
         IndexError: a token is outside the vocabulary.
     """
-    depth, n = keys.shape
-    tokens_in, hidden, vocab = batch.num_tokens, whole.shape.hidden, whole.shape.vocab
-    threads = whole.threads(n)
-    scratch = whole.scratch(max(n, tokens_in), extra=2 * hidden)
-    out = torch.empty(tokens_in * hidden + n * vocab)
-    block_table = np.ascontiguousarray(block_table)
-    inputs: tuple[npt.NDArray[Any], ...] = (temperature, keys, limits, starts, block_table, rates, edges)
-    results = np.empty((2, n, depth), dtype=np.int64)
-    ends = np.empty((2, n), dtype=np.int64)
-    doubles = np.empty(1 + 2 * n + threads * 3 * -(-vocab // _NOISE_BLOCK))
-    integers = np.empty(6 * n + 1, dtype=np.int64)
-    done = whole.draft(
-        byref(
-            DraftCall(
-                pointer(whole.call(batch, out, scratch)),
-                _address(wanted),
-                out.data_ptr() + 4 * tokens_in * hidden,
-                *(_address(array) for array in inputs),
-                *(_address(array) for array in (*results, *ends)),
-                _address(doubles),
-                scratch.data_ptr(),
-                _address(doubles) + 8,
-                _address(integers),
-                floor,
-                n,
-                depth,
-                block_table.shape[1],
-                len(edges),
-                threads,
-            )
-        )
+    n, depth = len(sequences), max(one.limit for one in sequences)
+    lengths = [len(one.tokens) for one in sequences]
+    numbers = [(len(one.tokens), one.start, one.row, one.limit, one.stream, one.index) for one in sequences]
+    unread = [token for one in sequences for token in one.tokens]
+    inputs = np.array([value for column in zip(*numbers, strict=True) for value in column] + unread, dtype=np.int64)
+    temperature = np.array([one.temperature for one in sequences], dtype=np.float64)
+    tokens = len(unread)
+    reach = max(one.start + len(one.tokens) + one.limit for one in sequences)
+    width = -(-reach // whole.table.page_size)
+    hidden, vocab = whole.shape.hidden, whole.shape.vocab
+    threads = whole.threads(max(n, tokens))
+    out = np.empty(2 * n * (depth + 1), dtype=np.int64)
+    integers = np.empty(3 * tokens + n * (10 + width) + 2, dtype=np.int64)
+    floats = whole.scratch(tokens + n, extra=3 * hidden + vocab)
+    doubles = np.empty(1 + n + threads * 3 * -(-vocab // _NOISE_BLOCK))
+    call = DraftCall(
+        pointer(whole.table),
+        *[_address(array) for array in (inputs, temperature, block_table, rates, edges, out, integers)],
+        floats.data_ptr(),
+        _address(doubles),
+        floor,
+        n,
+        tokens,
+        depth,
+        block_table.shape[1],
+        width,
+        len(edges),
+        max(lengths),
+        threads,
     )
-    if not done:
+    if not whole.draft(byref(call)):
         raise whole.unknown_token()
-    return Guesses(results[0], results[1], ends[0], ends[1], float(doubles[0]))
+    chosen, grades = out[: 2 * n * depth].reshape(2, n, depth)
+    counts, read = out[2 * n * depth :].reshape(2, n).tolist()
+    return Guesses(
+        [row[:count] for row, count in zip(chosen.tolist(), counts, strict=True)],
+        [row[:count] for row, count in zip(grades, counts, strict=True)],
+        read,
+        float(doubles[0]),
+    )
 
 
-def _address(array: npt.NDArray[Any]) -> int:
+def _address(array: Any) -> int:
     address: int = array.__array_interface__["data"][0]
     return address

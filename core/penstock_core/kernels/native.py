@@ -123,14 +123,12 @@ class DraftCall(ctypes.Structure):
     """As in draft.c."""
 
     _fields_ = (
-        ("first", ctypes.POINTER(DecodeCall)),
-        *((name, _pointer) for name in ("wanted", "logits")),
-        *((name, _pointer) for name in ("temperature", "keys", "limits", "starts", "block_table", "rates", "edges")),
-        *((name, _pointer) for name in ("tokens", "grades", "counts", "read", "guessing_s")),
-        *((name, _pointer) for name in ("scratch", "doubles", "integers")),
+        ("decoder", ctypes.POINTER(Decoder)),
+        *((name, _pointer) for name in ("sequences", "temperature", "block_table", "rates", "edges")),
+        *((name, _pointer) for name in ("out", "integers", "floats", "doubles")),
         ("floor", ctypes.c_double),
-        *((name, _i64) for name in ("n", "depth", "table_stride", "num_edges")),
-        ("threads", _i32),
+        *((name, _i64) for name in ("n", "tokens", "depth", "table_stride", "table_width", "num_edges")),
+        *((name, _i32) for name in ("max_query_len", "threads")),
     )
 
 

@@ -19,10 +19,10 @@ from penstock_core.attention import AttentionBatch
 from penstock_core.batching import SequenceState
 from penstock_core.cache import PagedAttentionKVCache
 from penstock_core.distributed import DistributedInferenceEngine
-from penstock_core.kernels import drafting
+from penstock_core.kernels.drafting import Unread, draft
 from penstock_core.protocol.errors import InvalidConfiguration
 from penstock_core.sampling import NO_TOKEN, Sampler, SamplingTable
-from penstock_core.sampling.noise import Int64, position_keys
+from penstock_core.sampling.noise import Int64
 from penstock_core.speculative.acceptance import GradedAcceptance
 from penstock_core.speculative.cost import StepCost
 from penstock_core.speculative.proposer import EMPTY, Draft
@@ -50,21 +50,14 @@ class _Context:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
-    """Sequences whose every token the model has read, and that get guesses.
+class _Part:
+    """A sequence in one call: its place among the caller's, guesses wanted, and tokens to read, at least one."""
 
-    Attributes:
-        limits: guesses wanted of each, [n]. slots: rows of the block tables. ends: positions of the first guesses.
-        rows: of the sampling table. positions: index of the output token that the first guess is.
-    """
-
-    sequences: list[SequenceState]
-    contexts: list[_Context]
-    limits: Int64
-    slots: Int64
-    ends: Int64
-    rows: Int64
-    positions: Int64
+    place: int
+    depth: int
+    sequence: SequenceState
+    context: _Context
+    unread: list[int]
 
 
 class DraftModelProposer:
@@ -114,85 +107,76 @@ class DraftModelProposer:
     def propose(self, sequences: Sequence[SequenceState], depths: Sequence[int], floor: float = 0.0) -> list[Draft]:
         """Drafts of up to `depths[i]` tokens; none while the model still reads the prompt, or has no pages left."""
         drafts = [EMPTY] * len(sequences)
-        ready, contexts, unread = self._prepare(sequences, depths)
-        if not contexts:
+        reading, drafting = self._prepare(sequences, depths)
+        if reading:
+            self._engine.model.forward(self._read(reading), self._engine.layers)
+        if not drafting:
             return drafts
-        starts = np.array([context.computed for context in contexts])
-        lengths = np.array([len(tokens) for tokens in unread])
-        drafting = np.array([place >= 0 for place in ready])
-        wanted = (np.cumsum(lengths) - 1)[drafting]
-        slots = np.array([context.slot for context in contexts])
         began = self._clock()
-        batch = self._batch(np.concatenate(unread), slots, starts, lengths)
-        for context, tokens in zip(contexts, unread, strict=True):
-            context.computed += len(tokens)
-        chosen = [place for place in ready if place >= 0]
-        if not chosen:
-            self._engine.model.forward(batch, self._engine.layers)
-            return drafts
-        start = _Start(
-            [sequences[place] for place in chosen],
-            [self._contexts[sequences[place]] for place in chosen],
-            np.array([depths[place] for place in chosen]),
-            slots[drafting],
-            (starts + lengths)[drafting],
-            np.array([sequences[place].row for place in chosen]),
-            np.array([len(sequences[place].output_ids) for place in chosen]),
-        )
-        guess = self._guess_in_one_call if self._in_one_call(start) else self._guess_by_levels
-        found, levels, guessing_s = guess(start, batch, wanted, floor)
-        if batch.num_tokens <= _CAUGHT_UP * len(lengths):  # else the time went into reading a text
-            self.start_cost.observe(len(chosen), self._clock() - began - guessing_s)
-            self.cost.observe(len(chosen), guessing_s / levels)
-        for place, draft in zip(chosen, found, strict=True):
-            drafts[place] = draft
+        new_tokens = sum(len(part.unread) for part in drafting)
+        guess = self._guess_in_one_call if self._in_one_call(drafting) else self._guess_by_levels
+        found, levels, guessing_s = guess(drafting, floor)
+        if new_tokens <= _CAUGHT_UP * len(drafting):  # else the time went into reading a text
+            self.start_cost.observe(len(drafting), self._clock() - began - guessing_s)
+            self.cost.observe(len(drafting), guessing_s / levels)
+        for part, guessed in zip(drafting, found, strict=True):
+            drafts[part.place] = guessed
         return drafts
 
-    def _in_one_call(self, start: _Start) -> bool:
+    def _read(self, parts: list[_Part]) -> AttentionBatch:
+        """The batch that computes what is unread of these; it counts as computed from here on."""
+        batch = self._batch(
+            np.array([token for part in parts for token in part.unread]),
+            np.array([part.context.slot for part in parts]),
+            np.array([part.context.computed for part in parts]),
+            np.array([len(part.unread) for part in parts]),
+        )
+        for part in parts:
+            part.context.computed += len(part.unread)
+        return batch
+
+    def _in_one_call(self, drafting: list[_Part]) -> bool:
         """Whether the kernels can choose for all of these as the sampler would."""
-        model, table, rows = self._engine.model, self._table, start.rows
-        return (
-            model.whole is not None
-            and model.config.logit_softcap is None
-            and not (table.filtered[rows] | table.stateful(rows)).any()
-            and model.whole.bind(self._engine.layers, int((start.ends + start.limits).max()))
-        )
+        model, table = self._engine.model, self._table
+        if model.whole is None or model.config.logit_softcap is not None:
+            return False
+        rows = np.array([part.sequence.row for part in drafting])
+        longest = max(part.sequence.num_tokens + part.depth for part in drafting)
+        plain = not (table.filtered[rows] | table.stateful(rows)).any()
+        return plain and model.whole.bind(self._engine.layers, longest)
 
-    def _guess_in_one_call(
-        self, start: _Start, batch: AttentionBatch, wanted: Int64, floor: float
-    ) -> tuple[list[Draft], int, float]:
+    def _guess_in_one_call(self, drafting: list[_Part], floor: float) -> tuple[list[Draft], int, float]:
         """All levels in the kernels: (drafts, deepest level, seconds after the first reading)."""
-        table, rows, depth = self._table, start.rows, int(start.limits.max())
-        assert self._engine.model.whole is not None
-        width = -(-int((start.ends + start.limits).max()) // self._engine.page_size)
-        guesses = drafting.draft(
-            self._engine.model.whole,
-            batch,
-            wanted,
-            np.where(table.greedy[rows], 0.0, table.temperature[rows]),
-            position_keys(table.stream[rows], start.positions + np.arange(depth)[:, None]),
-            start.limits,
-            start.ends,
-            self._block_table[start.slots, :width],
-            self.acceptance.all_rates(),
-            _PROBABILITY_EDGES,
-            floor,
-        )
-        counts, read = guesses.counts.tolist(), guesses.read.tolist()
+        table = self._table
+        unread = []
+        for part in drafting:
+            row, context = part.sequence.row, part.context
+            heat = 0.0 if table.greedy[row] else float(table.temperature[row])
+            index = len(part.sequence.output_ids)
+            unread.append(
+                Unread(part.unread, context.computed, context.slot, part.depth, heat, int(table.stream[row]), index)
+            )
+            context.computed += len(part.unread)
+        whole, rates = self._engine.model.whole, self.acceptance.all_rates()
+        assert whole is not None
+        guesses = draft(whole, unread, self._block_table, rates, _PROBABILITY_EDGES, floor)
         drafts = []
-        for index, context in enumerate(start.contexts):
-            tokens = guesses.tokens[index, : counts[index]].tolist()
-            context.guesses.extend(tokens[: read[index]])
-            drafts.append(Draft(tokens, guesses.grades[index, : counts[index]]))
-        return drafts, max(1, *counts), guesses.guessing_s
+        for part, tokens, grades, read in zip(drafting, guesses.tokens, guesses.grades, guesses.read, strict=True):
+            part.context.guesses.extend(tokens[:read])
+            drafts.append(Draft(tokens, grades))
+        return drafts, max(1, *map(len, guesses.tokens)), guesses.guessing_s
 
-    def _guess_by_levels(
-        self, start: _Start, batch: AttentionBatch, wanted: Int64, floor: float
-    ) -> tuple[list[Draft], int, float]:
+    def _guess_by_levels(self, drafting: list[_Part], floor: float) -> tuple[list[Draft], int, float]:
         """The same with the sampler itself, a step of the model per level: for every option there is."""
-        logits = self._logits(batch, wanted)
+        wanted = np.cumsum([len(part.unread) for part in drafting]) - 1
+        logits = self._logits(self._read(drafting), wanted)
         began = self._clock()
-        rows, positions, count = start.rows, start.positions, len(start.sequences)
+        count = len(drafting)
+        rows = np.array([part.sequence.row for part in drafting])
+        positions = np.array([len(part.sequence.output_ids) for part in drafting])
+        limits = np.array([part.depth for part in drafting])
+        slots = np.array([part.context.slot for part in drafting])
+        ends = np.array([part.context.computed for part in drafting])
         guesses: list[list[int]] = [[] for _ in range(count)]
         grades: list[list[int]] = [[] for _ in range(count)]
         active, level = np.arange(count), 0
@@ -207,21 +191,18 @@ class DraftModelProposer:
                     grades[index].append(grade)
                 chance[active] *= self.acceptance.rates(found)
                 level += 1
-                going = (chance[active] >= floor) & (start.limits[active] > level)
+                going = (chance[active] >= floor) & (limits[active] > level)
                 active, tokens = active[going], tokens[going]
                 if not len(active):
                     break
                 self._table.push(rows[active], tokens)
                 for index, token in zip(active.tolist(), tokens.tolist(), strict=True):
-                    start.contexts[index].guesses.append(token)
+                    drafting[index].context.guesses.append(token)
                 ones = np.ones(len(active), dtype=np.int64)
-                places = start.ends[active] + level - 1
-                logits = self._logits(self._batch(tokens, start.slots[active], places, ones))
+                logits = self._logits(self._batch(tokens, slots[active], ends[active] + level - 1, ones))
         finally:
             self._table.pop(rows)
-        drafts = [
-            Draft(tokens_, np.array(grades_, dtype=np.int64)) for tokens_, grades_ in zip(guesses, grades, strict=True)
-        ]
+        drafts = [Draft(some, np.array(of, dtype=np.int64)) for some, of in zip(guesses, grades, strict=True)]
         return drafts, level, self._clock() - began
 
     def finish(self, sequence: SequenceState) -> None:
@@ -231,13 +212,10 @@ class DraftModelProposer:
             self._cache.release(context.pages)
             self._free_slots.append(context.slot)
 
-    def _prepare(
-        self, sequences: Sequence[SequenceState], depths: Sequence[int]
-    ) -> tuple[list[int], list[_Context], list[Int64]]:
-        """What the model must read first: (place among `sequences`, or -1 if only reading), context, unread tokens."""
-        ready: list[int] = []
-        contexts: list[_Context] = []
-        unread: list[Int64] = []
+    def _prepare(self, sequences: Sequence[SequenceState], depths: Sequence[int]) -> tuple[list[_Part], list[_Part]]:
+        """What the model reads in this call: of sequences that it will not have read to their end; of those it will."""
+        reading: list[_Part] = []
+        drafting: list[_Part] = []
         budget = _CATCH_UP_TOKENS
         for place, (sequence, depth) in enumerate(zip(sequences, depths, strict=True)):
             if not depth or sequence.num_tokens + depth > self._engine.max_model_len:
@@ -250,10 +228,9 @@ class DraftModelProposer:
             if part <= 0 or not self._grow(context, context.computed + part + (depth if part == missing else 0)):
                 continue
             budget -= part
-            ready.append(place if part == missing else -1)
-            contexts.append(context)
-            unread.append(_tokens(sequence, context.computed, context.computed + part))
-        return ready, contexts, unread
+            unread = _tokens(sequence, context.computed, context.computed + part)
+            (drafting if part == missing else reading).append(_Part(place, depth, sequence, context, unread))
+        return reading, drafting
 
     def _context(self, sequence: SequenceState) -> _Context | None:
         """The sequence's context, with the guesses that came true counted as computed. None: no slot is free."""
@@ -336,10 +313,10 @@ def _probability(logits: torch.Tensor, tokens: Int64, heat: npt.NDArray[np.float
     return 1.0 / total
 
 
-def _tokens(sequence: SequenceState, start: int, end: int) -> Int64:
+def _tokens(sequence: SequenceState, start: int, end: int) -> list[int]:
     """Tokens `start` to `end` of prompt and output."""
     prompt = sequence.num_prompt
     if start >= prompt:
-        return np.array(sequence.output_ids[start - prompt : end - prompt], dtype=np.int64)
-    read = sequence.prompt_ids[start : min(end, prompt)].astype(np.int64)
-    return read if end <= prompt else np.concatenate([read, np.array(sequence.output_ids[: end - prompt], np.int64)])
+        return sequence.output_ids[start - prompt : end - prompt]
+    read: list[int] = sequence.prompt_ids[start : min(end, prompt)].tolist()
+    return read if end <= prompt else read + sequence.output_ids[: end - prompt]

@@ -21,7 +21,7 @@ WORDS = np.arange(40, 72)
 class RepetitiveEngine(FakeEngine):
     """Logits depend on the last two tokens and prefer a few words, so texts run into loops."""
 
-    memory = 2
+    looks_back = 2
 
     def forward(self, batch: Any) -> Any:
         output = super().forward(batch)
@@ -29,7 +29,7 @@ class RepetitiveEngine(FakeEngine):
         for n in range(len(batch.sequences)):
             context = self.slots[batch.block_table[n]].reshape(-1)
             for token in range(batch.query_start[n], batch.query_start[n + 1]):
-                hidden[token] = state_of(context[: batch.positions[token] + 1], self.memory)
+                hidden[token] = state_of(context[: batch.positions[token] + 1], self.looks_back)
         states = torch.from_numpy(hidden)
         return type(output)(self.logits(states[torch.from_numpy(batch.logit_rows)]))
 
@@ -76,7 +76,7 @@ class DraftEngine:
             context = self.slots[batch.block_table[n].numpy()].reshape(-1)
             assert batch.seq_lens[n] == batch.positions[starts[n + 1] - 1] + 1
             for token in range(starts[n], starts[n + 1]):
-                hidden[token] = state_of(context[: int(batch.positions[token]) + 1], RepetitiveEngine.memory)
+                hidden[token] = state_of(context[: int(batch.positions[token]) + 1], RepetitiveEngine.looks_back)
         return torch.from_numpy(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 import penstock_worker
-from penstock_core.attention import AttentionBatch
 from penstock_core.batching import SequenceState
 from penstock_core.cache import PageConfig
 from penstock_core.pipeline import EngineRequest, PipelineConfig, UnifiedInferencePipeline
 from penstock_core.protocol.requests import SamplingParams
 from penstock_core.speculative import DraftModelProposer, SpeculationConfig
-from penstock_core.speculative.draft_model import _Start
+from penstock_core.speculative.draft_model import _Context, _Part
 
 MODEL = Path(penstock_worker.__file__).parent / "bundled" / "penstock-story"
 OPTIONS: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 1.7}, {"temperature": 0.0}]
@@ -48,11 +47,8 @@ def speculating(**options: Any) -> tuple[UnifiedInferencePipeline, DraftModelPro
     return made, proposer
 
 
-def start_of(sequences: list[SequenceState]) -> _Start:
-    count = len(sequences)
-    rows = np.array([sequence.row for sequence in sequences])
-    zeros = np.zeros(count, np.int64)
-    return _Start(sequences, [], np.ones(count, np.int64), np.arange(count), np.full(count, 20), rows, zeros)
+def parts(sequences: list[SequenceState]) -> list[_Part]:
+    return [_Part(place, 1, sequence, _Context(place), [1]) for place, sequence in enumerate(sequences)]
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.3])
@@ -67,14 +63,15 @@ def test_one_call_guesses_what_the_sampler_would(
     started: list[tuple[Any, Any]] = []
     in_one_call = proposer._guess_in_one_call
 
-    def both(start: _Start, batch: AttentionBatch, wanted: Any, floor: float) -> Any:
-        by_levels = proposer._guess_by_levels(start, batch, wanted, floor)
-        read = [list(context.guesses) for context in start.contexts]
-        for context in start.contexts:
-            context.guesses.clear()
-        at_once = in_one_call(start, batch, wanted, floor)
+    def both(drafting: list[_Part], floor: float) -> Any:
+        by_levels = proposer._guess_by_levels(drafting, floor)
+        read = [list(part.context.guesses) for part in drafting]
+        for part in drafting:
+            part.context.guesses.clear()
+            part.context.computed -= len(part.unread)
+        at_once = in_one_call(drafting, floor)
         started.append((by_levels, at_once))
-        assert [context.guesses for context in start.contexts] == read
+        assert [part.context.guesses for part in drafting] == read
         return at_once
 
     monkeypatch.setattr(proposer, "_guess_in_one_call", both)
@@ -103,6 +100,6 @@ def test_options_that_the_kernels_do_not_know_go_level_by_level(sampling: dict[s
     made.step()
     made.step()
     sequences = made.batcher.running
-    assert not proposer._in_one_call(start_of(sequences))
-    assert proposer._in_one_call(start_of(sequences[:4])) == (proposer._engine.model.whole is not None)
+    assert not proposer._in_one_call(parts(sequences))
+    assert proposer._in_one_call(parts(sequences[:4])) == (proposer._engine.model.whole is not None)
     made.close()
