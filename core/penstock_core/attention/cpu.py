@@ -17,7 +17,8 @@ from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPa
 from penstock_core.attention.portable import PortablePagedAttention
 from penstock_core.kernels import native
 
-SHORT_QUERY = 256  # longer chunks over long contexts are faster as products
+SHORT_QUERY = 256  # tokens; longer chunks over long contexts are faster as products
+SHORT_WORK = 1 << 20  # query tokens x context; below it the pass stays one call of the kernels, which saves more
 
 
 @dataclass(slots=True)
@@ -41,20 +42,22 @@ class CPUPagedAttention:
 
     def by_kernel(self, batch: AttentionBatch) -> bool:
         """Whether no sequence of the batch goes the portable way."""
-        return native.kernels() is not None and (self._deterministic or batch.max_query_len <= SHORT_QUERY)
+        return native.kernels() is not None and (
+            self._deterministic
+            or batch.max_query_len <= SHORT_QUERY
+            or batch.max_query_len * batch.max_seq_len <= SHORT_WORK
+        )
 
     def plan(self, batch: AttentionBatch) -> CPUPlan:
         """Share the batch's sequences out; once per forward pass."""
-        lengths = batch.query_start.diff()
         long: list[int] = []
-        if self._deterministic or batch.max_query_len <= SHORT_QUERY:
+        if self.by_kernel(batch):
             selected = torch.arange(batch.num_sequences, dtype=torch.int32)
-            longest = batch.max_query_len
         else:
-            is_short = lengths <= SHORT_QUERY
+            lengths = batch.query_start.diff()
+            is_short = (lengths <= SHORT_QUERY) | (lengths * batch.seq_lens <= SHORT_WORK)
             selected = is_short.nonzero()[:, 0].int()
             long = (~is_short).nonzero()[:, 0].tolist()
-            longest = SHORT_QUERY
         call = native.AttentionCall(
             block_table=batch.block_table.data_ptr(),
             table_stride=batch.block_table.stride(0),
@@ -63,7 +66,7 @@ class CPUPagedAttention:
             selected=selected.data_ptr(),
             num_selected=len(selected),
             page_size=batch.page_size,
-            max_query_len=longest,
+            max_query_len=batch.max_query_len,
             threads=torch.get_num_threads(),
         )
         return CPUPlan(batch, selected, call, long)

@@ -146,9 +146,9 @@ def test_deterministic_bits_depend_on_neither_batch_nor_chunking(spec: Attention
 def test_without_the_setting_bits_may_depend_on_chunking() -> None:
     """What the setting is for: a long chunk is one large product, whose sums run in another order."""
     spec = AttentionSpec(0.25)
-    long = Scene([(0, 600)], 6, 2, 16)
+    long = Scene([(0, 1100)], 6, 2, 16)
     whole = long.run(attention_for("cpu"), spec, [0])[0]
-    batch = AttentionBatch.build([[0]], [599], [long.tables[0]], PAGE)
+    batch = AttentionBatch.build([[0]], [1099], [long.tables[0]], PAGE)
     plan = attention_for("cpu").plan(batch)
     last = attention_for("cpu").attend(long.q[0][-1:], long.pages, plan, spec)[0]
     torch.testing.assert_close(last, whole[-1])
