@@ -159,9 +159,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         else:
             {"cancel": self.cancel, "requeue": self.requeue, "read": self.check}[action](job)
 
-    @rule(worker=workers, max_jobs=st.integers(1, 5), free_tokens=st.sampled_from([60, 10**6]))
-    def worker_claims(self, worker: str, max_jobs: int, free_tokens: int) -> None:
-        self.claim(worker, max_jobs, free_tokens)
+    @rule(
+        worker=workers,
+        max_jobs=st.integers(1, 5),
+        free_tokens=st.sampled_from([60, 10**6]),
+        may_take_last=st.booleans(),
+    )
+    def worker_claims(self, worker: str, max_jobs: int, free_tokens: int, may_take_last: bool) -> None:
+        self.claim(worker, max_jobs, free_tokens, may_take_last)
 
     @rule(
         pick=picks,
@@ -265,9 +270,10 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # --- workers
 
-    def claim(self, worker: str, max_jobs: int, free_tokens: int) -> None:
+    def claim(self, worker: str, max_jobs: int, free_tokens: int, may_take_last: bool = True) -> None:
         idle = not any(job.state == "running" and job.owner == worker for job in self.model.values())
-        claimed = self.driver.claim(worker, max_jobs, free_tokens=free_tokens, idle=idle)
+        claimed = self.driver.claim(worker, max_jobs, free_tokens=free_tokens, idle=idle, may_take_last=may_take_last)
+        assert sum(got.last_life for got in claimed) <= may_take_last
         self.note_expired()
         for got in claimed:
             job = self.model[got.job_id]
@@ -275,6 +281,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert job.deadline is None or job.deadline > self.now
             job.attempt += 1
             assert (got.attempt, got.crashes, got.errors) == (job.attempt, job.crashes, job.errors)
+            assert got.last_life or job.crashes + 1 < MAX_CRASHES
             assert (got.request, got.log) == (REQUEST, job.log)
             job.state, job.owner, job.lease, job.released = "running", worker, self.now + LEASE_MS, None
             self.counts["claimed"] += 1
