@@ -98,7 +98,7 @@ def alternate(
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for people, and keep it for the report."""
-    shown = [[f"{cell:,.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    shown = [[_shown(cell) for cell in row] for row in rows]
     _tables.append({"title": title, "columns": list(columns), "rows": shown})
     drawn = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
@@ -106,6 +106,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in shown:
         drawn.add_row(*row)
     console.print(drawn)
+
+
+def _shown(cell: object) -> str:
+    """Three digits, or a whole number where that takes more."""
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
 
 
 def chart(title: str, bars: Mapping[str, float]) -> None:
