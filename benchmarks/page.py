@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import console
+from benchmarks.report import console, shown
 
 PAGE = Path("docs/benchmarks.md")
 RESULTS = Path("docs/benchmarks")
@@ -74,7 +74,7 @@ def _draw(charts: list[dict[str, Any]], path: Path) -> None:
     for place, (chart, panel) in enumerate(zip(charts, panels[0], strict=True)):
         names, values = list(chart["bars"]), list(chart["bars"].values())
         colors = [_OURS if name.startswith("penstock") else _PEER for name in names]
-        panel.bar_label(panel.barh(names, values, color=colors), fmt="{:,.3g}", padding=2, fontsize=7)
+        panel.bar_label(panel.barh(names, values, color=colors), fmt=shown, padding=2, fontsize=7)
         panel.invert_yaxis()
         panel.margins(x=0.25)
         panel.set_title(chart["title"], fontsize=9)

@@ -98,17 +98,17 @@ def alternate(
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for people, and keep it for the report."""
-    shown = [[_shown(cell) for cell in row] for row in rows]
-    _tables.append({"title": title, "columns": list(columns), "rows": shown})
+    cells = [[shown(cell) for cell in row] for row in rows]
+    _tables.append({"title": title, "columns": list(columns), "rows": cells})
     drawn = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right")
-    for row in shown:
+    for row in cells:
         drawn.add_row(*row)
     console.print(drawn)
 
 
-def _shown(cell: object) -> str:
+def shown(cell: object) -> str:
     """Three digits, or a whole number where that takes more."""
     if not isinstance(cell, float):
         return str(cell)
