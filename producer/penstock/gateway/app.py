@@ -42,8 +42,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             try:
                 yield
             finally:
-                driving.cancel()
-                await asyncio.gather(driving, return_exceptions=True)
+                while not driving.done():  # before Python 3.12 `wait_for` can swallow a cancellation
+                    driving.cancel()
+                    await asyncio.wait([driving], timeout=0.2)
                 await broker.aclose()
 
     app = FastAPI(

@@ -195,9 +195,13 @@ def test_where_it_is_so_configured_hanging_up_leaves_the_job(
     gateway.start()
     try:
         with httpx.Client(base_url=gateway.url, timeout=60) as http:
+            body = {**STORY, "max_tokens": 300, "n": 8, "metadata": {"who": "kept"}}
             with pytest.raises(httpx.ReadTimeout):
-                http.post("/v1/generate", json={**STORY, "max_tokens": 300, "n": 8}, timeout=0.3)
-            job = http.get("/v1/jobs?limit=1").json()[0]
+                http.post("/v1/generate", json=body, timeout=0.3)
+            for _ in range(2000):
+                job = http.get("/v1/jobs?limit=1").json()[0]
+                if job["metadata"].get("who") == "kept":
+                    break
             with http.stream("GET", f"/v1/jobs/{job['id']}/stream") as response:
                 _, _, end = list(events(response))[-1]
             assert end["state"] == "completed"
