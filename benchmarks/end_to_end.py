@@ -29,7 +29,7 @@ from penstock_worker.models import resolve
 _QUEUE = "bench"
 _WORDS = "the miller fox lantern river harbour old young found lost letter went home and said to her by night"
 _PROMPT, _OUTPUT = 32, 8
-_LEAST_PAUSE_S = 0.002  # between two submissions: what falls due meanwhile travels together
+_LEAST_PAUSE_S = 0.005  # between two submissions: what falls due meanwhile travels together
 _PATIENCE_S = 30.0
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         server = _server(url)
         processes = {"worker": worker, "producer": os.getpid(), "redis": server.pid}
         client.submit(prompt_token_ids=prompts[0], max_tokens=_OUTPUT).result(timeout=300)  # kernels may be compiled
-        _try(client, processes, prompts, 50.0, 2.0)
+        _try(client, processes, prompts, 2 * arguments.first, arguments.seconds)  # every batch size is new once
         for rate in _rates(arguments.first, runs, arguments.limit_ms, quick=arguments.quick):
             run = _try(client, processes, prompts, rate, arguments.seconds)
             if not run.holds(arguments.limit_ms):  # once more: one hiccup of the machine is a hundredth of a try
