@@ -113,6 +113,12 @@ def main() -> None:
                 ]
             ],
         )
+    undisturbed = undisturbed_steps(arguments)
+    table(
+        "batch 1, free text: a step of an undisturbed machine (lower decile of the steps' times), drafting included",
+        ["", "microseconds", "tokens a step", "times plain tokens/s"],
+        [[name, of["step_us"], of["tokens"], of["gain"]] for name, of in undisturbed.items()],
+    )
     assisted = transformers_assisted(arguments)
     console.print(
         f"transformers, batch 1, free text: {assisted['plain_tok_s']:,.0f} tok/s plain, "
@@ -127,13 +133,14 @@ def main() -> None:
             "acceptance": acceptance,
             "step_costs": costs,
             "drafting_costs": drafting,
+            "undisturbed": undisturbed,
             "transformers": assisted,
         },
         as_json=arguments.json,
     )
 
 
-def _engine(proposer: str | None, threads: int) -> Any:
+def _engine(proposer: str | None, threads: int, depth: int | None = None) -> Any:
     from penstock_core.cache import PageConfig
     from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
     from penstock_core.speculative import SpeculationConfig
@@ -143,7 +150,7 @@ def _engine(proposer: str | None, threads: int) -> Any:
             model=bundled_model(),
             threads=threads,
             page=PageConfig(num_pages=4096),
-            speculation=None if proposer is None else SpeculationConfig(proposer=proposer),
+            speculation=None if proposer is None else SpeculationConfig(proposer=proposer, fixed_depth=depth),
         )
     )
 
@@ -169,6 +176,38 @@ def _break_even(ratio: float, depth: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if sum(middle**i for i in range(depth + 1)) < ratio else (low, middle)
     return high
+
+
+def undisturbed_steps(arguments: Any) -> dict[str, dict[str, float]]:
+    """Plain steps, and steps with a fixed number of guesses of the draft model: their time where nothing disturbs them.
+
+    A machine that others use too makes most steps longer; the lower decile is what they take by themselves.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for depth in (None, 2, 4, 6):
+        pipeline = _engine(None if depth is None else "draft", arguments.threads, depth).pipeline
+        taken, texts = [], prompts("free", 1, 0)[: 2 if arguments.quick else AT_LEAST]
+        for text in texts:
+            pipeline.add_request(_request(pipeline, text, arguments))
+            while pipeline.has_work:
+                began = time.perf_counter()
+                pipeline.step()
+                taken.append(time.perf_counter() - began)
+        step_us = sorted(taken)[len(taken) // 10] * 1e6
+        tokens = len(texts) * arguments.tokens / len(taken)
+        name = "plain" if depth is None else f"draft, {depth} guesses"
+        figures[name] = {"step_us": step_us, "tokens": tokens, "gain": 1.0}
+        plain = figures["plain"]
+        figures[name]["gain"] = tokens / step_us / plain["tokens"] * plain["step_us"]
+    return figures
+
+
+def _request(pipeline: Any, text: str, arguments: Any) -> Any:
+    from penstock_core.pipeline import EngineRequest
+    from penstock_core.sampling import SamplingParams
+
+    params = SamplingParams(temperature=arguments.temperature, seed=1, max_tokens=arguments.tokens, ignore_eos=True)
+    return EngineRequest(text, pipeline.tokenizer.encode(text), params)
 
 
 def drafting_costs(engine: Any) -> dict[str, float]:
