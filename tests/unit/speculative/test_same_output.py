@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from penstock_core.cache import extend_digests, root_digest
 from penstock_core.pipeline import FinishedRequest, ResumedChoice, UnifiedInferencePipeline
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import SamplingParams
@@ -110,6 +111,30 @@ def test_drafts_are_accepted_and_save_steps(proposer: str) -> None:
     assert detail is not None
     assert detail.accepted == sum(detail.accepted_at) == sum(detail.accepted_by.values()) == statistics.accepted_tokens
     assert detail.drafted == sum(detail.drafted_at) == sum(depth * n for depth, n in enumerate(detail.depths))
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_rejected_drafts_never_enter_the_prefix_cache(proposer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = speculating(proposer, draft=DraftEngine(noise=3.0))
+    indexed: list[bytes] = []
+    index = pipe.cache.index
+
+    def recording(page: int, digest: bytes, root: bytes) -> None:
+        indexed.append(digest)
+        index(page, digest, root)
+
+    monkeypatch.setattr(pipe.cache, "index", recording)
+    pipe.add_request(request("r", copying(), max_tokens=60, temperature=0.9, seed=3, ignore_eos=True))
+    result = Collected(pipe).run().results["r"]
+    detail = pipe.statistics().speculation
+    assert detail is not None
+    assert detail.drafted > detail.accepted  # something was rejected
+    text = np.array([*copying(), *result.choices[0].token_ids], dtype=np.int32)
+    real: list[bytes] = []
+    extend_digests(real, root_digest(""), text, pipe.engine.page_size)
+    assert set(indexed) <= set(real)
+    assert len(set(indexed)) >= len(real) - 1
+    pipe.close()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
