@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -72,10 +73,15 @@ class Stop(Exception):
         self.code = code
 
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long the engine's thread may keep the interpreter from the event loop, which has tokens to send (usual: 5 ms)."""
+
+
 def run(settings: WorkerSettings, load: Load = load_engine) -> ExitCode:
     """Run one worker until it is drained; `load` makes its engine."""
     if settings.worker_id is None:
         settings = settings.model_copy(update={"worker_id": new_worker_id()})
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return asyncio.run(_run(settings, load))
 
 
