@@ -74,7 +74,8 @@ class BatchDriver:
                     _log.warning("batches: %s", error)
                 self._bell.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._bell.wait(), _BEAT_S)
+                    async with asyncio.timeout(_BEAT_S):
+                        await self._bell.wait()
         finally:
             tasks = list(self._driving.values())
             for task in tasks:
@@ -188,7 +189,8 @@ class _Drive:
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._cancelling.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._cancelling.wait()
 
     async def _write(self) -> bool:
         """Store the answers at the head of the window; False where the batch is another gateway's by now."""
