@@ -196,6 +196,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     assert demo.stdout is not None
     while "jobs accepted" not in (line := demo.stdout.readline()):
@@ -209,6 +210,11 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals):
     psutil = pytest.importorskip("psutil")
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=60)
     assert not alive
+
+
+def _hear_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _descendants(pid: int) -> list[int]:
