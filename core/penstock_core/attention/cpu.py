@@ -53,11 +53,13 @@ class CPUPagedAttention:
         long: list[int] = []
         if self.by_kernel(batch):
             selected = torch.arange(batch.num_sequences, dtype=torch.int32)
+            longest = batch.max_query_len
         else:
             lengths = batch.query_start.diff()
             is_short = (lengths <= SHORT_QUERY) | (lengths * batch.seq_lens <= SHORT_WORK)
             selected = is_short.nonzero()[:, 0].int()
             long = (~is_short).nonzero()[:, 0].tolist()
+            longest = int((lengths * is_short).max())  # the kernel looks at as many blocks of every sequence
         call = native.AttentionCall(
             block_table=batch.block_table.data_ptr(),
             table_stride=batch.block_table.stride(0),
@@ -66,7 +68,7 @@ class CPUPagedAttention:
             selected=selected.data_ptr(),
             num_selected=len(selected),
             page_size=batch.page_size,
-            max_query_len=batch.max_query_len,
+            max_query_len=longest,
             threads=torch.get_num_threads(),
         )
         return CPUPlan(batch, selected, call, long)
