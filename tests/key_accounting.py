@@ -50,6 +50,8 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
         return _stray(client, prefix, [fields.get(b"id", b"") for _, fields in client.xrange(key)])
     if kind == "recent":
         return None if has_ttl else "an index of jobs without TTL"
+    if kind == "rate":
+        return None if has_ttl else "a bucket of requests without TTL"
     if kind in ("file", "filedata", "files", "batch", "batches"):
         return None if has_ttl else "a gateway's key without TTL"
     if name == "batchwork":

@@ -26,6 +26,7 @@ queue's name, by default the served name of the model its workers run.
 | `penstock:{q}:dedupe:<tenant>:<key>` | string | idempotency key -> job id | as long as its job |
 | `penstock:{q}:recent`, `:recent:<tenant>` | list | the newest 10,000 jobs, and 1,000 of a tenant, by submission; listings read it | 31 days after the last one |
 | `penstock:{q}:affinity` | hash | slot of a cache-affinity tag -> the worker that last ran one, and when | the queue's; at most 65,536 slots |
+| `penstock:{q}:rate:<fingerprint>` | hash | requests an API key may still make, and when that was known | a minute |
 | `penstock:{q}:stats` | hash | counters and gauges of the queue | the queue's |
 | `penstock:{q}:config` | hash | the operator's bounds for the queue | the queue's |
 | `penstock:{q}:file:<id>` | hash | a gateway's uploaded or produced file: owner, name, size | file TTL |
@@ -98,6 +99,10 @@ class QueueKeys:
     def dedupe(self, tenant: str, idempotency_key: str) -> str:
         """String that maps an idempotency key to its job."""
         return f"{self.prefix}dedupe:{tenant}:{idempotency_key}"
+
+    def rate(self, fingerprint: str) -> str:
+        """Hash of an API key's bucket of requests."""
+        return f"{self.prefix}rate:{fingerprint}"
 
     @property
     def affinity(self) -> str:

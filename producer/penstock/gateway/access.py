@@ -23,7 +23,11 @@ async def caller_of(
 ) -> Caller:
     """The caller whose key came with the request. Raises `Unauthorized`, `TooManyRequests`."""
     settings: GatewaySettings = request.app.state.settings
-    return settings.keys.caller_of(request.headers.get("authorization"))
+    caller = settings.keys.caller_of(request.headers.get("authorization"))
+    if caller.requests_per_minute:
+        handler: RequestHandler = request.app.state.handler
+        await handler.books.charge(caller)
+    return caller
 
 
 Who = Annotated[Caller, Depends(caller_of)]

@@ -12,9 +12,8 @@ import hmac
 import json
 import re
 import secrets
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ Role = Literal["tenant", "operator"]
 
 _PREFIX = "sha256:"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_FINGERPRINT = 32  # hex digits of the digest: enough to tell keys apart, and no use to a guesser
 _TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
 _FIELDS = {"tenant", "role", "requests_per_minute"}
 _REMEDY = "'penstock key TENANT' prints a key and the entry for it"
@@ -52,12 +52,14 @@ class Caller:
         tenant: whose jobs it submits.
         role: an operator sees and ends the jobs of every tenant, requeues dead ones and reads the queue's metrics; a
             tenant sees its own jobs and numbers.
-        requests_per_minute: at most so many, per gateway process; 0: no limit.
+        requests_per_minute: at most so many, of all gateways of the queue together; 0: no limit.
+        fingerprint: of the key, by which its requests are counted; from `ApiKeys`.
     """
 
     tenant: str = DEFAULT_TENANT
     role: Role = "tenant"
     requests_per_minute: int = 0
+    fingerprint: str = field(default="", compare=False)
 
     @property
     def is_operator(self) -> bool:
@@ -74,44 +76,18 @@ ANYBODY = Caller(role="operator")
 """Who asks where no keys are in use."""
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """A token bucket of one minute's worth of requests."""
-
-    per_minute: int
-    clock: Callable[[], float]
-    left: float = field(init=False)
-    at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.left, self.at = float(self.per_minute), self.clock()
-
-    def take(self) -> None:
-        """One request. Raises `TooManyRequests`."""
-        now = self.clock()
-        self.left = min(float(self.per_minute), self.left + (now - self.at) * self.per_minute / 60)
-        self.at = now
-        if self.left < 1:
-            raise TooManyRequests(
-                f"this key may ask {self.per_minute} times a minute (requests_per_minute); ask slower",
-                (1 - self.left) * 60 / self.per_minute,
-            )
-        self.left -= 1
-
-
 class ApiKeys:
     """Digests of keys, and whom each stands for.
 
     Args:
         callers: `sha256:<64 hex digits>` -> caller. Empty: no key is asked for.
-        clock: monotonic seconds.
 
     Raises:
         InvalidConfiguration: a digest or a tenant's name is malformed.
     """
 
-    def __init__(self, callers: Mapping[str, Caller], clock: Callable[[], float] = time.monotonic) -> None:
-        self._callers: list[tuple[bytes, Caller, _Bucket | None]] = []
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        self._callers: list[tuple[bytes, Caller]] = []
         for digest, caller in callers.items():
             if not _DIGEST.fullmatch(digest):
                 shown = f"{digest[:12]}..." if digest.startswith(_PREFIX) else "an entry"
@@ -124,9 +100,8 @@ class ApiKeys:
                 raise InvalidConfiguration(
                     "api_keys", f"{caller.tenant!r} is no tenant name; use 1 to 64 letters, digits or any of _ . -"
                 ) from None
-            rate = caller.requests_per_minute
-            bucket = _Bucket(rate, clock) if rate else None
-            self._callers.append((bytes.fromhex(digest.removeprefix(_PREFIX)), caller, bucket))
+            name = digest.removeprefix(_PREFIX)
+            self._callers.append((bytes.fromhex(name), replace(caller, fingerprint=name[:_FINGERPRINT])))
 
     @classmethod
     def load(cls, path: Path) -> ApiKeys:
@@ -160,30 +135,28 @@ class ApiKeys:
     @property
     def tenants(self) -> int:
         """How many tenants have keys."""
-        return len({caller.tenant for _, caller, _ in self._callers if not caller.is_operator})
+        return len({caller.tenant for _, caller in self._callers if not caller.is_operator})
 
     @property
     def operators(self) -> int:
         """How many keys are operators'."""
-        return sum(caller.is_operator for _, caller, _ in self._callers)
+        return sum(caller.is_operator for _, caller in self._callers)
 
     def caller_of(self, authorization: str | None) -> Caller:
-        """Who sends an `Authorization: Bearer <key>` header. Raises `Unauthorized`, `TooManyRequests`."""
+        """Who sends an `Authorization: Bearer <key>` header. Raises `Unauthorized`."""
         if not self._callers:
             return ANYBODY
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("this gateway asks for an API key: send 'Authorization: Bearer <key>'")
         offered = hashlib.sha256(key.strip().encode(errors="surrogateescape")).digest()
-        found: tuple[Caller, _Bucket | None] | None = None
-        for digest, caller, bucket in self._callers:  # all of them, always: the time tells nothing
+        found: Caller | None = None
+        for digest, caller in self._callers:  # all of them, always: the time tells nothing
             if hmac.compare_digest(digest, offered):
-                found = caller, bucket
+                found = caller
         if found is None:
             raise Unauthorized("nobody has this API key")
-        if found[1] is not None:
-            found[1].take()
-        return found[0]
+        return found
 
 
 def _caller(entry: Any, source: str, at: int) -> Caller:

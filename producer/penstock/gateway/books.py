@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from penstock.gateway.auth import Caller, TooManyRequests
 from penstock_core.protocol.config import TenantLimits
 from penstock_core.protocol.connection import broker_errors
 from penstock_core.protocol.errors import InvalidRequest
@@ -17,6 +18,7 @@ from penstock_core.protocol.transitions import (
     JobStatus,
     RequeueOutcome,
     TenantUsage,
+    charge_request,
     configure,
     dead_letters,
     read_jobs,
@@ -88,6 +90,13 @@ class Books:
     async def limit(self, tenant: str, limits: TenantLimits) -> None:
         """Give a tenant limits of its own; None takes one back to the queue's general one. Holds at once."""
         await self._run(configure(self.keys, tenants={tenant: limits}))
+
+    async def charge(self, caller: Caller) -> None:
+        """One request of a caller whose requests are counted. Raises `TooManyRequests`."""
+        wait_s = await self._run(charge_request(self.keys, caller.fingerprint, caller.requests_per_minute))
+        if wait_s:
+            allowed = f"{caller.requests_per_minute} times a minute (requests_per_minute)"
+            raise TooManyRequests(f"this key may ask {allowed}; ask slower", wait_s)
 
     async def _run(self, call: Call[T]) -> T:
         with broker_errors(self.url):

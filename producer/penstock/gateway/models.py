@@ -232,7 +232,7 @@ class TenantQuota(BaseModel):
 
     Attributes:
         tokens_charged: of `tokens_per_minute`, not refilled yet; above it where one job cost more than a minute's.
-        requests_per_minute: of the asking key, per gateway process; null: no limit.
+        requests_per_minute: of the asking key, over all gateways of the queue; null: no limit.
     """
 
     tenant: str

@@ -90,7 +90,7 @@ def test_tokens_per_minute_are_limited_and_say_when_to_come_back(ask: Any) -> No
     ask(HARBOUR, "DELETE", first.json()["status_url"])
 
 
-def test_requests_per_minute_are_limited_per_key(ask: Any) -> None:
+def test_requests_per_minute_are_limited_per_key_over_all_gateways(ask: Any, limited: Gateway, tmp_path: Path) -> None:
     first, second = (ask(SLOW, "GET", "/v1/quota") for _ in range(2))
     assert first.json()["requests_per_minute"] == 1
     assert second.status_code == 429
@@ -98,6 +98,15 @@ def test_requests_per_minute_are_limited_per_key(ask: Any) -> None:
     assert second.json()["error"]["code"] == "too_many_requests"
     openais = ask(SLOW, "GET", "/v1/models")
     assert (openais.status_code, openais.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert ask(MILL, "GET", "/v1/quota").status_code == 200
+    (tmp_path / "keys.json").write_text(json.dumps({digest_of(SLOW): KEYS[SLOW]}))
+    other = Gateway(limited.redis_url, tmp_path, "--queue", QUEUE, "--api-keys", str(tmp_path / "keys.json"))
+    other.start()
+    try:
+        answer = httpx.get(f"{other.url}/v1/quota", headers={"Authorization": f"Bearer {SLOW}"})
+        assert answer.status_code == 429, "a second gateway is no second minute's worth"
+    finally:
+        other.stop()
 
 
 def test_only_an_operator_reaches_other_tenants_and_the_queue(ask: Any) -> None:

@@ -1,4 +1,4 @@
-"""API keys: digests only, one answer for every wrong key, roles, and a bucket of requests per key."""
+"""API keys: digests only, one answer for every wrong key, roles, and a name of each to count its requests by."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from penstock.cli.app import app
 from penstock.gateway import auth
-from penstock.gateway.auth import ApiKeys, Caller, TooManyRequests, Unauthorized, digest_of, new_key
+from penstock.gateway.auth import ApiKeys, Caller, Unauthorized, digest_of, new_key
 from penstock_core.protocol.errors import InvalidConfiguration
 
 KEY = "pk_of-the-mill"
@@ -77,26 +77,13 @@ def test_a_bad_file_is_refused_and_no_key_quoted(entries: Any, said: str, tmp_pa
     assert "a-plain-key" not in str(refused.value)
 
 
-def test_requests_per_minute_are_a_bucket_that_refills() -> None:
-    now = [0.0]
-    keys = ApiKeys({digest_of(KEY): Caller("mill", requests_per_minute=2)}, clock=lambda: now[0])
-    for _ in range(2):
-        keys.caller_of(f"Bearer {KEY}")
-    with pytest.raises(TooManyRequests) as refused:
-        keys.caller_of(f"Bearer {KEY}")
-    assert refused.value.retry_after_s == pytest.approx(30.0)
-    now[0] = 30.0
-    keys.caller_of(f"Bearer {KEY}")
-    with pytest.raises(TooManyRequests):
-        keys.caller_of(f"Bearer {KEY}")
-
-
-def test_a_wrong_key_spends_nobodys_requests() -> None:
-    keys = ApiKeys({digest_of(KEY): Caller("mill", requests_per_minute=1)})
-    for _ in range(5):
+def test_each_key_is_counted_by_a_fingerprint_of_its_own_that_does_not_tell_it() -> None:
+    keys = ApiKeys({digest_of(name): Caller("mill", requests_per_minute=2) for name in (KEY, "second")})
+    callers = [keys.caller_of(f"Bearer {name}") for name in (KEY, "second")]
+    assert len({caller.fingerprint for caller in callers}) == 2
+    for caller in callers:
         with pytest.raises(Unauthorized):
-            keys.caller_of("Bearer wrong")
-    keys.caller_of(f"Bearer {KEY}")
+            keys.caller_of(f"Bearer {caller.fingerprint}")
 
 
 def test_the_command_makes_a_key_that_its_entry_admits() -> None:

@@ -43,6 +43,7 @@ from penstock_core.protocol.transitions.producing import (
     NewJob,
     SubmitOutcome,
     cancel,
+    charge_request,
     submit,
 )
 from penstock_core.protocol.transitions.reading import (
@@ -100,6 +101,7 @@ __all__ = [
     "WorkerView",
     "bury",
     "cancel",
+    "charge_request",
     "claim",
     "configure",
     "dead_letters",

@@ -1,4 +1,4 @@
-"""The producer's transitions: submit and cancel."""
+"""The producer's transitions: submit and cancel, and the count of a gateway's requests."""
 
 from __future__ import annotations
 
@@ -126,3 +126,9 @@ def cancel(
     """Cancel jobs; with `tenant`, only that tenant's. Safe to repeat."""
     args: list[Argument] = [now_ms, tenant or "", *CANCELLED, *job_ids]
     return Call(load_script("cancel"), (keys.prefix,), args, lambda reply: cast("list[CancelOutcome]", texts(reply)))
+
+
+def charge_request(keys: QueueKeys, fingerprint: str, per_minute: int, *, now_ms: int = 0) -> Call[float]:
+    """One more request of an API key. 0.0: it passes; else the seconds until one would, and nothing was charged."""
+    args: list[Argument] = [now_ms, fingerprint, per_minute]
+    return Call(load_script("charge_request"), (keys.prefix,), args, lambda reply: int(reply) / 1000)
