@@ -45,7 +45,11 @@ class PageModel:
         self.host = np.full((host_pages, page_size), -2, dtype=np.int32)
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
 
-    def forward(self, batch: TokenBatch) -> list[int]:
+    def forward(self, batch: TokenBatch, before: list[int]) -> list[int]:
+        """`before`: what the step before answered, of which the batch's tokens may carry some."""
+        if batch.carried is not None:
+            for at, place in batch.carried.T.tolist():
+                batch.token_ids[at] = before[place]
         for moves in (batch.offloads, batch.restores, batch.copies):
             assert len({to for _, to in moves}) == len(moves), "two pages of a step move to one place"
         for page, slot in batch.offloads:
@@ -90,6 +94,9 @@ class Fuzz:
         self.batcher = TokenBatcher(self.config, self.cache)
         self.model = PageModel(num_pages, self.page_size, host_pages)
         self.drafts = self.random.choice([0, 0, 3])
+        self.looks_ahead = not self.drafts and self.random.random() < 0.7
+        self.ahead: tuple[TokenBatch, list[int]] | None = None  # a step whose tokens are not read yet
+        self.ended: list[SequenceState] = []  # whose pages a step in flight still writes to
         self.now = 0.0
         self.arrivals = 0
         self.live: dict[SequenceState, float] = {}
@@ -139,8 +146,12 @@ class Fuzz:
             self.live[sequence] = self.now
 
     def end(self, sequence: SequenceState) -> None:
+        if sequence.in_flight:
+            self.ended.append(sequence)
+            return
         born = self.live.pop(sequence)
         assert sequence.finish_reason is not None
+        assert not sequence.pending
         self.finished[sequence.finish_reason] += 1
         self.preempted += sequence.preemptions
         whole = expected_output(sequence.prompt_ids, sequence.max_new_tokens, sequence.min_tokens)
@@ -166,8 +177,9 @@ class Fuzz:
         self.now += self.random.uniform(0.1, 1.0)
         if self.random.random() < arrival_rate and len(self.live) < 40:
             self.add_request()
-        if self.live and self.random.random() < 0.02:
-            victim = self.random.choice(list(self.live))
+        going = [sequence for sequence in self.live if sequence.finish_reason is None]
+        if going and self.random.random() < 0.02:
+            victim = self.random.choice(going)
             self.batcher.finish(victim, FinishReason.CANCELLED)
             self.end(victim)
         if self.random.random() < 0.005:
@@ -176,30 +188,66 @@ class Fuzz:
             self.end(sequence)
         if self.drafts:
             self.propose()
+        if self.random.random() < 0.1:
+            self.read()
         had_work = self.batcher.has_work
         batch = self.batcher.schedule()
-        assert (batch is not None) == had_work, "work is left, but nothing was scheduled"
         if batch is None:
-            self.cache.check(idle=True)
+            assert not had_work or self.ahead is not None, "work is left, but nothing was scheduled"
+            self.read()
+            if self.batcher.holds_nothing:
+                self.cache.check(idle=True)
             return
         self.check(batch)
         if self.random.random() < 0.005:
-            for sequence in self.batcher.fail(batch):
-                self.end(sequence)
+            self.read()
+            self.fail(batch)
             return
-        answers = self.model.forward(batch)
+        answers = self.model.forward(batch, self.ahead[1] if self.ahead else [])
         doomed = None
         if self.random.random() < 0.02:  # cancelled while the step is in flight
             doomed = self.random.choice(batch.sequences)
             held = list(doomed.pages)
             self.batcher.finish(doomed, FinishReason.CANCELLED)
             assert doomed.pages == held, "pages were freed while a write to them was pending"
+            self.ended.append(doomed)
+        if not self.read():
+            self.fail(batch)  # it was computed on top of one that failed
+        elif self.looks_ahead and self.random.random() < 0.9:
+            self.batcher.launch(batch)
+            self.ahead = batch, answers
+        else:
+            self.update(batch, answers)
+
+    def read(self) -> bool:
+        """Take the tokens of the step that was launched ahead, if there is one; False if it turns out to have failed."""
+        if self.ahead is None:
+            return True
+        ahead, self.ahead = self.ahead, None
+        if self.random.random() < 0.005:
+            self.fail(ahead[0])
+            return False
+        self.update(*ahead)
+        return True
+
+    def fail(self, batch: TokenBatch) -> None:
+        for sequence in self.batcher.fail(batch):
+            self.end(sequence)
+        self.bury()
+
+    def update(self, batch: TokenBatch, answers: list[int]) -> None:
         for sequence, _, count in self.batcher.update(batch, answers):
             assert 1 <= count <= 1 + self.drafts
             if sequence.finish_reason is not None:
                 self.end(sequence)
-        if doomed is not None and doomed in self.live:
-            self.end(doomed)
+        self.bury()
+
+    def bury(self) -> None:
+        """Ended sequences that no step writes to any more are gone."""
+        ended, self.ended = self.ended, []
+        for sequence in ended:
+            if sequence in self.live:
+                self.end(sequence)
 
     def check(self, batch: TokenBatch) -> None:
         self.cache.check()
@@ -209,13 +257,14 @@ class Fuzz:
         running, waiting = self.batcher.running, self.batcher.waiting
         assert len(running) <= self.config.max_num_sequences
         assert len({s.row for s in running}) == len(running)
-        assert set(running) | set(waiting) == set(self.live)
+        assert set(running) | set(waiting) == {s for s in self.live if s.finish_reason is None}
         assert [s.order for s in running] == sorted(s.order for s in running)
         assert [s.order for s in waiting] == sorted(s.order for s in waiting)
-        held = Counter(page for s in running for page in s.pages)
+        held = Counter(page for s in self.live if s.is_running for page in s.pages)
         assert all(self.cache.holders(page) == count for page, count in held.items())
         assert self.cache.statistics().used_pages == len(held)
-        assert len(batch.sequences) >= sum(s.num_tokens - s.num_computed == 1 for s in running), "a decode was left out"
+        decoding = [s for s in running if s.num_tokens - s.num_computed == 1 and not s.is_closing]
+        assert len(batch.sequences) >= len(decoding), "a decode was left out"
         for n, sequence in enumerate(batch.sequences):
             assert sequence.row >= 0
             assert len(sequence.pages) * self.page_size >= sequence.num_computed + batch.query_lens[n]
@@ -230,7 +279,7 @@ class Fuzz:
 
     def drain(self) -> None:
         for _ in range(5_000):
-            if not self.batcher.has_work:
+            if not self.batcher.has_work and self.ahead is None:
                 break
             self.step(arrival_rate=0.0)
         assert not self.live

@@ -2,7 +2,8 @@
 
 One rule for everything: each sequence's `num_computed` chases its `num_tokens`, running sequences first, then waiting
 ones, until the token budget is spent. The pipeline calls expire, schedule and update in turn; nothing here touches
-tensors, text or clocks.
+tensors, text or clocks. Where it looks one step ahead, it calls `launch` and schedules again before it updates: then
+each sampled sequence has one pending token, whose place is known and whose value is not.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class TokenBatcher:
         self._vacated: list[int] = []
         self._copies: list[tuple[int, int]] = []
         self._fresh_pages: set[int] = set()  # named in this step, computed only by its forward pass
+        self._launched = 0  # steps counted as computed whose tokens nobody has read
         self._doomed: list[SequenceState] = []  # finished while their step was in flight
         self.preemptions = 0
 
@@ -63,6 +65,11 @@ class TokenBatcher:
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
         return bool(self.running or self.waiting)
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no sequence holds a page, not even one that has ended while its step was in flight."""
+        return not (self.running or self._doomed)
 
     def add(self, sequence: SequenceState) -> None:
         """Queue a sequence. Its prompt and `max_new_tokens` must fit `max_model_len` (the pipeline refuses others)."""
@@ -88,13 +95,7 @@ class TokenBatcher:
     def finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         """End a sequence. Its pages go back now, or after the update if a step in flight still writes to them."""
         sequence.finish_reason = reason
-        if sequence.in_flight:
-            self._doomed.append(sequence)
-        elif sequence.is_running:
-            self.running.remove(sequence)
-            self._vacate(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self._leave(sequence)
 
     def schedule(self) -> TokenBatch | None:
         """Choose the next step. None when there is nothing to compute."""
@@ -102,12 +103,15 @@ class TokenBatcher:
         self._fresh_pages.clear()
         self._make_room()
         budget = self.config.max_batch_tokens if self.budget is None else self.budget.budget
-        decoding = sum(1 for s in self.running if s.num_tokens - s.num_computed == 1)
-        prefilling = self.waiting or decoding < len(self.running)
+        running = self.running.copy()
+        if self._launched:
+            running = [sequence for sequence in running if not sequence.is_closing]
+        decoding = sum(1 for s in running if s.num_tokens - s.num_computed == 1)
+        prefilling = self.waiting or decoding < len(running)
         kept_from_drafts = budget // 4 if prefilling else 0
         chosen: list[SequenceState] = []
         lengths: list[int] = []
-        for sequence in self.running.copy():
+        for sequence in running:
             if not sequence.is_running:
                 continue  # preempted just now, for the pages of a more urgent one
             known = sequence.num_tokens
@@ -130,12 +134,26 @@ class TokenBatcher:
         if not chosen:
             return None
         batch = self.table.gather(chosen, lengths)
+        if self._launched:
+            places = [(at, s.place) for at, s in zip(batch.query_start.tolist(), chosen, strict=False) if s.pending]
+            batch.carried = np.array(places, dtype=np.int64).T if places else None
         batch.copies, self._copies = self._copies, []
         if self.cache.host is not None:
             batch.offloads, batch.restores = self.cache.host.take_moves()
         batch.admitted, self._admitted = self._admitted, []
         batch.vacated, self._vacated = self._vacated, []
         return batch
+
+    def launch(self, batch: TokenBatch) -> None:
+        """Count a step without drafts as computed, so that the next can be scheduled before its tokens are read."""
+        batch.launched = True
+        self._launched += 1
+        place = 0
+        for sequence, query_len, num_samples in zip(batch.sequences, batch.query_lens, batch.num_samples, strict=True):
+            sequence.num_computed += query_len
+            sequence.pending += num_samples
+            sequence.place = place
+            place += num_samples
 
     def update(self, batch: TokenBatch, tokens: Sequence[int]) -> list[tuple[SequenceState, int, int]]:
         """Take the target's tokens [R] at the sampled positions: accept drafts, append, finish, free pages.
@@ -148,9 +166,13 @@ class TokenBatcher:
         columns: list[int] = []
         written: list[int] = []
         place = 0
+        self._launched -= batch.launched
         for sequence, query_len, num_samples in zip(batch.sequences, batch.query_lens, batch.num_samples, strict=True):
-            sequence.in_flight = False
-            sequence.num_computed += query_len
+            sequence.in_flight -= 1
+            if batch.launched:
+                sequence.pending -= num_samples
+            else:
+                sequence.num_computed += query_len
             if not num_samples:
                 continue
             accepted = 1  # the target's own token; each draft equal to the token before it accepts one more
@@ -159,17 +181,19 @@ class TokenBatcher:
                 accepted += 1
             new = list(tokens[place : place + accepted])
             first, place = place, place + num_samples
-            sequence.num_computed -= num_samples - accepted
+            if accepted < num_samples:
+                sequence.num_computed -= num_samples - accepted
             if sequence.draft_ids:
                 sequence.draft_ids = []
             if sequence.finish_reason is not None:
-                continue  # aborted while in flight
-            known = sequence.num_tokens
+                continue  # ended while in flight
+            known = sequence.num_tokens - sequence.pending
             kept = sequence.append(new)
             grown.append((sequence, first, kept))
             if sequence.finish_reason is not None:
-                self.running.remove(sequence)
-                self._vacate(sequence)
+                self._leave(sequence)
+            elif not sequence.is_running:
+                continue  # preempted while in flight
             elif kept == 1:
                 rows.append(sequence.row)
                 columns.append(known)
@@ -186,11 +210,16 @@ class TokenBatcher:
     def fail(self, batch: TokenBatch) -> list[SequenceState]:
         """The step could not be computed: end its sequences and forget the pages it should have written."""
         failed = []
+        self._launched -= batch.launched
+        if batch.launched:  # pages were named since, on top of what it should have written
+            self.cache.invalidate()
         self.cache.forget(self._fresh_pages)
         if self.cache.host is not None:
             self.cache.host.distrust_last_moves()
-        for sequence in batch.sequences:
-            sequence.in_flight = False
+        for sequence, num_samples in zip(batch.sequences, batch.num_samples, strict=True):
+            sequence.in_flight -= 1
+            if batch.launched:
+                sequence.pending -= num_samples
             if sequence.finish_reason is None:
                 self.finish(sequence, FinishReason.ERROR)
                 failed.append(sequence)
@@ -241,7 +270,7 @@ class TokenBatcher:
         undone = 0
         while missing > self.cache.num_available:
             victim = self.running[-1]
-            if victim is not sequence and victim.num_tokens - victim.num_computed == 1:
+            if victim is not sequence and victim.num_tokens - victim.num_computed == 1 and not victim.is_closing:
                 undone += 1
             self._preempt(victim)
             if victim is sequence:
@@ -268,6 +297,8 @@ class TokenBatcher:
             sequence = self.waiting[place]
             if ahead_of is not None and sequence.order > ahead_of.order:
                 break
+            if sequence.pending:
+                break  # preempted just now: in the next step it is known what it has to compute
             if self._deferred(sequence):
                 place += 1
                 continue
@@ -344,6 +375,8 @@ class TokenBatcher:
 
     def _deferred(self, sequence: SequenceState) -> bool:
         """Whether it waits for a running sibling to compute the prompt they share. It holds no row meanwhile."""
+        if sequence.pending:
+            return True
         needed = min(sequence.num_prompt, sequence.num_tokens - 1)
         computing = False
         for sibling in sequence.siblings:
@@ -357,10 +390,11 @@ class TokenBatcher:
         """Put tokens of a running sequence into the step, and name the pages that it will have filled."""
         chosen.append(sequence)
         lengths.append(query_len)
-        sequence.in_flight = True
-        full = min(sequence.num_computed + query_len, sequence.num_tokens) // self.cache.page_size
+        sequence.in_flight += 1
+        known = sequence.num_tokens - sequence.pending
+        full = min(sequence.num_computed + query_len, known) // self.cache.page_size
         if full > sequence.num_indexed and self.cache.prefix:
-            tokens = self.table.token_ids[sequence.row, : sequence.num_tokens]
+            tokens = self.table.token_ids[sequence.row, :known]
             extend_digests(sequence.digests, sequence.root, tokens, self.cache.page_size)
             for index in range(sequence.num_indexed, full):
                 page = sequence.pages[index]
@@ -376,6 +410,17 @@ class TokenBatcher:
         self.preemptions += 1
         insort(self.waiting, sequence, key=_ORDER)
 
+    def _leave(self, sequence: SequenceState) -> None:
+        """Take an ended sequence out of service; a step in flight may still write to its pages."""
+        if not sequence.is_running:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        if sequence.in_flight:
+            self._doomed.append(sequence)
+        else:
+            self._vacate(sequence)
+
     def _vacate(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.pages)
         self._free_rows.append(sequence.row)
@@ -387,10 +432,11 @@ class TokenBatcher:
         sequence.row = WAITING
 
     def _release_doomed(self) -> None:
-        for sequence in self._doomed:
-            self.running.remove(sequence)
-            self._vacate(sequence)
-        self._doomed.clear()
+        if self._doomed:
+            for sequence in self._doomed:
+                if not sequence.in_flight:
+                    self._vacate(sequence)
+            self._doomed = [sequence for sequence in self._doomed if sequence.in_flight]
 
     def _pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.cache.page_size)

@@ -36,7 +36,9 @@ class SequenceState:
         pages: its page numbers in order. num_indexed: how many of them the prefix cache knows.
         digests: names of its full pages, extended as tokens come.
         siblings: all choices of the request; they share the prompt's pages.
-        in_flight: part of a step that has not been updated yet.
+        in_flight: steps that it is part of and that have not been updated yet.
+        pending: tokens that such a step has chosen but nobody has read; at most one when a step is scheduled.
+        place: that of its pending token among those that the step chooses.
         cached_tokens: prompt tokens its first admission found in the cache.
         preemptions: times it lost its pages. admitted_step: the step that last gave it a row.
         admitted_s: clock time of its first admission, None before.
@@ -61,7 +63,9 @@ class SequenceState:
     num_indexed: int = 0
     digests: list[bytes] = field(default_factory=list)
     siblings: list[SequenceState] = field(default_factory=list)
-    in_flight: bool = False
+    in_flight: int = 0
+    pending: int = 0
+    place: int = 0
     finish_reason: FinishReason | None = None
     cached_tokens: int | None = None
     preemptions: int = 0
@@ -75,8 +79,13 @@ class SequenceState:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known: prompt and output, drafts not included."""
-        return len(self.prompt_ids) + len(self.output_ids)
+        """Tokens there are: prompt and output, pending ones included, drafts not."""
+        return len(self.prompt_ids) + len(self.output_ids) + self.pending
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether its pending token is its last, whatever it will be."""
+        return self.pending > 0 and len(self.output_ids) + self.pending >= self.max_new_tokens
 
     @property
     def is_running(self) -> bool:

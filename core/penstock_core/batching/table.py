@@ -31,6 +31,9 @@ class TokenBatch:
         logit_rows: int64 [R], places in the flattened batch whose logits are wanted.
         sample_rows: int64 [R], rows of the persistent arrays. output_positions: int64 [R], index of the output token.
         drafts: int64 [R], the draft that each sampled position's context ends with, -1 for none; None: no drafts.
+        carried: where tokens stand in `token_ids` that the step before has chosen and nobody has read, and their places
+            among that step's R: int64 [2, C]. None: there are none.
+        launched: the batcher counts on it as computed already.
         offloads, restores, copies: before the forward pass, and in this order, pages (from, to) that move to host
             memory, that come back, and that are copied within the device.
         admitted: sequences that got a row for this step. vacated: rows given up since the last step.
@@ -51,6 +54,8 @@ class TokenBatch:
     sample_rows: Int64
     output_positions: Int64
     drafts: Int64 | None = None
+    carried: Int64 | None = None
+    launched: bool = False
     offloads: list[tuple[int, int]] = field(default_factory=list)
     restores: list[tuple[int, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -105,7 +110,7 @@ class SequenceTable:
             if beyond > 0:
                 self.token_ids[sequence.row, known : known + beyond] = sequence.draft_ids[:beyond]
             num_samples.append(max(0, beyond + 1))
-            outputs.append(len(sequence.output_ids))
+            outputs.append(len(sequence.output_ids) + sequence.pending)
 
         longest = max(query_lens)
         query_start = np.zeros(count + 1, dtype=np.int32)
