@@ -31,8 +31,12 @@ curl localhost:8000/v1/generate -H 'Content-Type: application/json' -d '{"prompt
 def gateway(
     redis: RedisOption = None,
     queue: QueueOption = None,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Listen here.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65_535, help="And on this port.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Listen here. [default: 127.0.0.1]")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65_535, help="And on this port. [default: 8000]")
+    ] = 8000,
     api_keys: Annotated[
         Path | None,
         typer.Option(
@@ -46,20 +50,32 @@ def gateway(
         list[str] | None, typer.Option("--cors-origin", metavar="URL", help="Browsers may call from here; repeatable.")
     ] = None,
     max_body_bytes: Annotated[
-        int, typer.Option("--max-body-bytes", metavar="N", min=1024, help="Largest request body.")
+        int, typer.Option("--max-body-bytes", metavar="N", min=1024, help="Largest request body. [default: 8 MiB]")
     ] = 8 * 1024 * 1024,
     request_timeout: Annotated[
         float,
-        typer.Option("--request-timeout", metavar="SECONDS", help="Longest wait for a job; then 504, the job goes on."),
+        typer.Option(
+            "--request-timeout",
+            metavar="SECONDS",
+            help="Longest wait for a job; then 504, the job goes on. [default: 600]",
+        ),
     ] = 600.0,
     max_connections: Annotated[
-        int, typer.Option("--max-connections", metavar="N", min=1, help="Connections held at once.")
+        int, typer.Option("--max-connections", metavar="N", min=1, help="Connections held at once. [default: 16384]")
     ] = 16_384,
     keep_on_disconnect: Annotated[
         bool, typer.Option("--keep-on-disconnect", help="A client that hangs up does not cancel its request.")
     ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace",
+            metavar="SECONDS",
+            help="On SIGTERM, time for requests to end; streams that can be resumed end at once. [default: 10]",
+        ),
+    ] = 10.0,
     log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning, error.")
+        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning, error. [default: info]")
     ] = "info",
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
 ) -> None:
@@ -70,10 +86,7 @@ def gateway(
     if log_level not in ("debug", "info", "warning", "error"):
         invalid("--log-level", f"{log_level!r} is unknown; debug, info, warning or error")
     try:
-        import uvicorn
-
-        from penstock.gateway.app import create_app
-        from penstock.gateway.wire import bounded
+        from penstock.gateway.server import serve
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "starlette", "httptools"}:
             raise
@@ -93,20 +106,11 @@ def gateway(
         ),
         cancel_on_disconnect=not keep_on_disconnect,
         cors_origins=tuple(cors_origin or ()),
+        grace_s=grace,
     )
     _say_who_may(settings, host)
     _allow_connections(max_connections)
-    uvicorn.run(
-        create_app(settings),
-        host=host,
-        port=port,
-        http=bounded(settings.limits),
-        ws="none",
-        log_level=log_level,
-        access_log=access_log,
-        limit_concurrency=max_connections,
-        timeout_graceful_shutdown=10,
-    )
+    serve(settings, host=host, port=port, log_level=log_level, access_log=access_log)
 
 
 def _keys(path: Path | None) -> ApiKeys:

@@ -13,6 +13,7 @@ from penstock.aio import AsyncClient
 from penstock.gateway import dashboard, errors, native
 from penstock.gateway.body import BodyLimit
 from penstock.gateway.books import Books
+from penstock.gateway.closing import Closing
 from penstock.gateway.description import describe
 from penstock.gateway.handler import RequestHandler
 from penstock.gateway.metrics import Measured, RequestMeters
@@ -54,7 +55,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.handler = RequestHandler(client, books, settings.limits.request_timeout_s)
+    app.state.closing = Closing(settings.grace_s)
+    app.state.handler = RequestHandler(client, books, app.state.closing, settings.limits.request_timeout_s)
     app.state.files = FileStore(books)
     app.state.batches = BatchStore(app.state.files)
     app.state.meters = RequestMeters()

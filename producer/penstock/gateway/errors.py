@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from penstock.gateway.auth import Forbidden, Unauthorized
+from penstock.gateway.closing import RETRY_AFTER_S, GatewayStopping
 from penstock.gateway.handler import error_body
 from penstock.gateway.models import ErrorBody
 from penstock.gateway.openai import errors as openai
@@ -35,6 +36,7 @@ _STATUS: tuple[tuple[type[PenstockError], int], ...] = (
     (JobExpired, 504),
     (ResultTimeout, 504),
     (BrokerUnavailable, 503),
+    (GatewayStopping, 503),
 )
 _OPENAI = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/files", "/v1/batches", "/v1/responses")
 
@@ -54,6 +56,8 @@ def install(app: FastAPI) -> None:
         headers = {}
         if isinstance(error, QueueFull):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        if isinstance(error, GatewayStopping):
+            headers["Retry-After"] = str(RETRY_AFTER_S)
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         if _is_openai(request):

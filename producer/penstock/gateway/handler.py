@@ -15,6 +15,7 @@ from dataclasses import asdict
 from penstock.aio import AsyncClient, AsyncJobHandle
 from penstock.gateway.auth import Caller, Forbidden, TooManyRequests, Unauthorized
 from penstock.gateway.books import Books
+from penstock.gateway.closing import Closing, GatewayStopping
 from penstock.gateway.intake import Intake
 from penstock.gateway.models import (
     BatchItem,
@@ -69,12 +70,14 @@ class RequestHandler:
 
     Args:
         client, books: of the queue; the handler closes neither.
+        closing: of the process.
         longest_wait_s: no request waits longer for its job.
     """
 
-    def __init__(self, client: AsyncClient, books: Books, longest_wait_s: float = 600.0) -> None:
+    def __init__(self, client: AsyncClient, books: Books, closing: Closing, longest_wait_s: float = 600.0) -> None:
         self.client = client
         self.books = books
+        self.closing = closing
         self.intake = Intake(client)
         self.longest_wait_s = longest_wait_s
 
@@ -94,10 +97,14 @@ class RequestHandler:
         return outcome
 
     async def result(self, job: AsyncJobHandle, timeout_s: float) -> JobResult:
-        """The job's result, within this time and the longest any request waits. Raises `StillRunning`, `JobError`."""
+        """The job's result, within this time and the longest any request waits.
+
+        Raises `StillRunning`, `GatewayStopping`, `JobError`.
+        """
         within_s = min(timeout_s, self.longest_wait_s)
         try:
-            return await job.result(within_s)
+            async with self.closing.bounding(job.id):
+                return await job.result(within_s)
         except ResultTimeout:
             raise StillRunning(job.id, within_s) from None
 
@@ -115,13 +122,14 @@ class RequestHandler:
             InvalidRequest, QueueFull, BrokerUnavailable: nothing was stored.
             JobError: the job ended otherwise than completed.
             StillRunning: it takes longer than `request.timeout_s`; it goes on, under the id that the error names.
+            GatewayStopping: so does it where the process is stopping.
         """
         started = time.perf_counter()
         job = await self.submit(request, tenant, idempotency_key=idempotency_key, traceparent=traceparent)
         try:
             result = await self.result(job, request.timeout_s)
         except asyncio.CancelledError:
-            if not job.duplicate:
+            if not job.duplicate and not self.closing.begun:
                 await asyncio.shield(job.cancel())
             raise
         return _response(job.id, result, started)
@@ -145,9 +153,10 @@ class RequestHandler:
                 *(answer(handle, request.timeout_s) for handle, request in zip(handles, batch.requests, strict=True))
             )
         except asyncio.CancelledError:
-            await asyncio.shield(
-                asyncio.gather(*(handle.cancel() for handle in handles if isinstance(handle, AsyncJobHandle)))
-            )
+            if not self.closing.begun:
+                await asyncio.shield(
+                    asyncio.gather(*(handle.cancel() for handle in handles if isinstance(handle, AsyncJobHandle)))
+                )
             raise
         elapsed_s = time.perf_counter() - started
         tokens = sum(item.response.generated_tokens for item in answers if item.response is not None)
@@ -312,7 +321,7 @@ def error_body(error: PenstockError) -> ErrorBody:
         message=str(error),
         field=error.field if isinstance(error, InvalidRequest) else None,
         retry_after_s=error.retry_after_s if isinstance(error, QueueFull) else None,
-        job_id=error.job_id if isinstance(error, JobError | StillRunning) else None,
+        job_id=error.job_id if isinstance(error, JobError | StillRunning | GatewayStopping) else None,
     )
 
 
@@ -329,6 +338,7 @@ def error_code(error: PenstockError) -> str:
         (JobNotFound, "not_found"),
         (ResultTimeout, "timeout"),
         (BrokerUnavailable, "broker_unavailable"),
+        (GatewayStopping, "gateway_stopping"),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), "error")
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from penstock.aio import AsyncJobHandle
 from penstock.gateway.access import Handler, Operator, Who
 from penstock.gateway.auth import Forbidden
+from penstock.gateway.closing import RETRY_AFTER_S, GatewayStopping
 from penstock.gateway.connection import while_connected
 from penstock.gateway.event_stream import EventStream
 from penstock.gateway.handler import error_body
@@ -178,12 +179,20 @@ async def stream(
     """Server-sent events: `tokens` with index, offset, token_ids, text and finish_reason; then one `end`.
 
     The id of an event is the reader's position; sent back as `Last-Event-ID` it resumes exactly there, on any gateway.
+    A gateway that stops says `interrupted` instead of `end`.
     """
     await handler.status(job_id, caller.scope)
     position = _Position.parse(last_event_id, from_offset)
     job = handler.client.job(job_id)
     settings: GatewaySettings = request.app.state.settings
-    return EventStream(_events(job, position, index), settings.keepalive_s)
+    farewell = _event("interrupted", error_body(GatewayStopping(job_id)).model_dump(exclude_none=True))
+    return EventStream(
+        _events(job, position, index),
+        settings.keepalive_s,
+        closing=handler.closing,
+        farewell=f"retry: {1000 * RETRY_AFTER_S}\n{farewell}",
+        resumable=True,
+    )
 
 
 @router.get("/v1/health", summary="Is the service alive?", responses={503: {"model": HealthResponse}})

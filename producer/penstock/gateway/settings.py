@@ -50,6 +50,7 @@ class GatewaySettings:
         cancel_on_disconnect: a client that hangs up cancels its synchronous request.
         cors_origins: origins that browsers may call from; none by default.
         keepalive_s: a silent event stream gets a comment this often, so that proxies keep it open.
+        grace_s: on SIGTERM, time for requests to end; streams that can be resumed end at once.
     """
 
     url: str | None = None
@@ -59,10 +60,13 @@ class GatewaySettings:
     cancel_on_disconnect: bool = True
     cors_origins: tuple[str, ...] = ()
     keepalive_s: float = 15.0
+    grace_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.keepalive_s > 0:
             raise InvalidConfiguration("keepalive_s", f"{self.keepalive_s} is no positive number of seconds")
+        if not 0 <= self.grace_s <= 86_400:
+            raise InvalidConfiguration("grace_s", f"{self.grace_s} is no number of seconds up to a day")
         for origin in self.cors_origins:
             if origin == "*" or "://" not in origin or origin.rstrip("/").count("/") != 2:
                 raise InvalidConfiguration(

@@ -119,7 +119,7 @@ async def create(
     settings: GatewaySettings = request.app.state.settings
     keep = body.background or outcome.duplicate or not settings.cancel_on_disconnect
     if body.stream:
-        return EventStream(_events(handler, outcome.id, caller.scope, -1, keep=keep), settings.keepalive_s)
+        return _followed(_events(handler, outcome.id, caller.scope, -1, keep=keep), handler, settings, resumable=keep)
     if not body.background:
         await while_connected(request, _ended(handler, outcome, keep=keep))
     return JSONResponse(await _response(handler, outcome.id, caller.scope))
@@ -148,7 +148,7 @@ async def retrieve(
         return JSONResponse(shown)
     settings: GatewaySettings = request.app.state.settings
     after = -1 if starting_after is None else starting_after
-    return EventStream(_events(handler, job_id, caller.scope, after, keep=True), settings.keepalive_s)
+    return _followed(_events(handler, job_id, caller.scope, after, keep=True), handler, settings, resumable=True)
 
 
 @router.post(
@@ -165,15 +165,26 @@ async def cancel(response_id: ResponseId, caller: Who, handler: Handler) -> Resp
     return JSONResponse(await _response(handler, job_id, caller.scope))
 
 
+def _followed(
+    events: AsyncGenerator[str], handler: RequestHandler, settings: GatewaySettings, *, resumable: bool
+) -> EventStream:
+    # A comment: an event would need a number, and a client goes on behind the last number it saw.
+    farewell = ": this gateway is stopping; the response goes on: go on behind your last event with starting_after\n\n"
+    return EventStream(events, settings.keepalive_s, closing=handler.closing, farewell=farewell, resumable=resumable)
+
+
 async def _ended(handler: RequestHandler, job: AsyncJobHandle, *, keep: bool) -> None:
-    """Wait for the end. Raises `StillRunning`, and `JobError` for a request that the worker refused."""
+    """Wait for the end.
+
+    Raises `StillRunning`, `GatewayStopping`, and `JobError` for a request that the worker refused.
+    """
     try:
         await handler.result(job, handler.longest_wait_s)
     except JobError as error:
         if error.code in ("invalid_request", "wrong_model"):
             raise
     except asyncio.CancelledError:
-        if not keep:
+        if not keep and not handler.closing.begun:
             await asyncio.shield(cancel_quietly(job))
         raise
 
@@ -279,7 +290,7 @@ async def _events(
     except PenstockError as error:
         yield _event("error", last + 2, {"code": "server_error", "message": str(error), "param": None})
     finally:
-        if not ended and not keep:
+        if not ended and not keep and not handler.closing.begun:
             await cancel_quietly(job)
 
 

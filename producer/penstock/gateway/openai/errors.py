@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.gateway.auth import Forbidden, Unauthorized
+from penstock.gateway.closing import GatewayStopping
 from penstock_core.protocol.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -33,6 +34,7 @@ _KINDS: tuple[tuple[type[PenstockError], int, str, str | None], ...] = (
     (JobExpired, 504, "server_error", "deadline"),
     (ResultTimeout, 504, "server_error", "timeout"),
     (BrokerUnavailable, 503, "server_error", "broker_unavailable"),
+    (GatewayStopping, 503, "server_error", "gateway_stopping"),
 )
 
 

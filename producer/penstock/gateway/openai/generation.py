@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from typing import Any
 
 from penstock.aio import AsyncJobHandle
+from penstock.gateway.closing import Closing, GatewayStopping
 from penstock.gateway.handler import RequestHandler, StillRunning
 from penstock.gateway.intake import cancel_quietly
 from penstock.gateway.openai.errors import error_object
@@ -37,15 +38,23 @@ class Generation:
         body: the request.
         handles: its jobs, one per prompt.
         timeout_s: how long to wait for them (of a stream: between two tokens); None: as long as they take.
+        closing: of the process; None: whoever waits for these jobs sees to that.
         keep: leave them running when nobody waits any more.
     """
 
     def __init__(
-        self, body: Body, handles: list[AsyncJobHandle], *, timeout_s: float | None, keep: bool = False
+        self,
+        body: Body,
+        handles: list[AsyncJobHandle],
+        *,
+        timeout_s: float | None,
+        closing: Closing | None = None,
+        keep: bool = False,
     ) -> None:
         self.body = body
         self.handles = handles
         self._timeout_s = timeout_s
+        self._closing = closing
         self._keep = keep
         self._choices = body.n or 1
         self._answer = Answer("chat" if isinstance(body, ChatBody) else "text", handles[0].id, body.model)
@@ -76,10 +85,13 @@ class Generation:
         if refusal is not None:
             await asyncio.gather(*(handle.cancel() for handle in handles), return_exceptions=True)
             raise refusal
-        return cls(body, handles, timeout_s=handler.longest_wait_s, keep=keep)
+        return cls(body, handles, timeout_s=handler.longest_wait_s, closing=handler.closing, keep=keep)
 
     async def whole(self) -> dict[str, Any]:
-        """The answer, once all jobs have ended. Raises `JobError`; `StillRunning`, and then they go on."""
+        """The answer, once all jobs have ended.
+
+        Raises `JobError`; `StillRunning` or `GatewayStopping`, and then they go on.
+        """
         try:
             results = await asyncio.gather(*(self._result(handle) for handle in self.handles))
             self._ended = True
@@ -106,14 +118,21 @@ class Generation:
 
     @asynccontextmanager
     async def _patience(self, handle: AsyncJobHandle) -> AsyncGenerator[None]:
-        """Bounds the body as a whole. Raises `StillRunning`."""
+        """Bounds the body as a whole. Raises `StillRunning`, `GatewayStopping`."""
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with self._stoppable(handle), asyncio.timeout(self._timeout_s) as limit:
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
             raise StillRunning(handle.id, self._timeout_s or 0.0) from None
+
+    def _stoppable(self, handle: AsyncJobHandle) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._closing is None else self._closing.bounding(handle.id)
+
+    def farewell(self) -> str:
+        """What a stream ends with where the process stops before the last token."""
+        return _event({"error": error_object(GatewayStopping(self.handles[0].id))[1]})
 
     async def _stream(self, handle: AsyncJobHandle) -> AsyncGenerator[TokenChunk]:
         """The job's chunks. Raises `StillRunning` where nothing comes for too long."""
@@ -129,7 +148,8 @@ class Generation:
         events = self._events()
         first = asyncio.ensure_future(anext(events))
         try:
-            await asyncio.wait({first}, timeout=within_s)
+            async with self._stoppable(self.handles[0]):
+                await asyncio.wait({first}, timeout=within_s)
             if first.done():
                 first.result()
         except BaseException:
@@ -204,8 +224,8 @@ class Generation:
             await asyncio.gather(feeding, return_exceptions=True)
 
     def abandon(self) -> None:
-        """Cancel what has not ended, unless an earlier request had submitted it."""
-        if self._ended or self._keep:
+        """Cancel what has not ended, unless an earlier request had submitted it, or the process is stopping."""
+        if self._ended or self._keep or (self._closing is not None and self._closing.begun):
             return
         self._ended = True
         for handle in self.handles:

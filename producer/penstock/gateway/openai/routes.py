@@ -125,4 +125,6 @@ async def _answer(
     if not body.stream:
         return JSONResponse(await while_connected(request, generation.whole()))
     events = await while_connected(request, generation.opened(settings.keepalive_s))
-    return EventStream(events, settings.keepalive_s)
+    return EventStream(
+        events, settings.keepalive_s, closing=handler.closing, farewell=generation.farewell(), resumable=False
+    )
