@@ -6,12 +6,26 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import fakeredis
+import hypothesis
 import pytest
 import redis
 
 from penstock_core.protocol.keys import QueueKeys
 from tests.key_accounting import leaked_keys, queue_of
 from tests.redis_server import RedisServer, server_binaries
+
+# The same examples in every run, however slow the machine; `--hypothesis-profile explore` looks for new ones.
+hypothesis.settings.register_profile(
+    "steady",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "explore", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

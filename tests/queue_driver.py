@@ -149,10 +149,10 @@ class QueueDriver:
         subscriber = self.client.pubsub()
         subscriber.subscribe(*channels, fence)
         for _ in range(len(channels) + 1):
-            assert subscriber.get_message(timeout=5)["type"] == "subscribe"
+            assert subscriber.get_message(timeout=60)["type"] == "subscribe"
         yield heard
         self.client.publish(fence, b"")
-        while (message := subscriber.get_message(timeout=5))["channel"] != fence.encode():
+        while (message := subscriber.get_message(timeout=60))["channel"] != fence.encode():
             heard.append((message["channel"].decode(), message["data"]))
         subscriber.close()
 

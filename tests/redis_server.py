@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import signal
 import socket
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import redis
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
+_PORTS = range(10_000, 32_000)
+"""Below the ports that the kernel gives to outgoing connections: one of those could take a server's port before it
+listens or while it is down, and a client that calls a dead server's port from the very same one reaches itself."""
 
 
 @cache
@@ -35,10 +39,11 @@ def server_binaries() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody uses, and nobody gets by chance."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(_PORTS)))
+            return int(probe.getsockname()[1])
 
 
 class RedisServer:
@@ -50,6 +55,7 @@ class RedisServer:
         self.options = options
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_served = False
 
     @property
     def url(self) -> str:
@@ -63,9 +69,11 @@ class RedisServer:
         for _ in range(5):
             self._launch()
             if self._answers():
+                self._has_served = True
                 return self
             self.stop()
-            self.port = free_port()
+            if not self._has_served:
+                self.port = free_port()
         raise RuntimeError(f"{self.binary} did not start; see {self.folder / 'log'}")
 
     def _launch(self) -> None:
@@ -76,7 +84,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
-        with self.client(socket_timeout=1.0) as client:
+        with self.client(socket_timeout=10.0) as client:
             while time.monotonic() < deadline:
                 assert self._process is not None
                 if self._process.poll() is not None:
@@ -112,6 +120,6 @@ class RedisServer:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import penstock
+from penstock_core.protocol.connection import connect
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.transitions import QueueSnapshot
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 
 
 def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -23,6 +24,11 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
     while not condition():
         assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for {what}"
         time.sleep(0.02)
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: a shell starts what it runs in the background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class WorkerProcess:
@@ -90,7 +96,14 @@ def snapshot(client: penstock.Client) -> QueueSnapshot:
 
 def holders(client: penstock.Client, worker_id: str) -> int:
     """How many running jobs a worker holds, as Redis knows it."""
-    import redis
-
-    with redis.Redis.from_url(client.settings.url) as connection:
+    with connect(client.settings.url) as connection:
         return int(connection.scard(QueueKeys(client.settings.queue).held(worker_id)))  # type: ignore[arg-type]
+
+
+def end_leases(client: penstock.Client, worker_id: str) -> None:
+    """The leases of a worker run out now: as if time had passed, which a short lease would leave to chance."""
+    keys = QueueKeys(client.settings.queue)
+    with connect(client.settings.url) as connection:
+        held = connection.smembers(keys.held(worker_id))
+        assert held, f"{worker_id} holds no job"
+        connection.zadd(keys.leases, dict.fromkeys(held, 1), xx=True)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from penstock import Client, FinishReason
 from tests.chaos.conftest import StartWorker
 from tests.chaos.ledger import Follower, account
-from tests.worker_process import WorkerProcess, holders, snapshot, until
+from tests.worker_process import WorkerProcess, end_leases, holders, snapshot, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 
@@ -89,14 +89,15 @@ def test_a_drained_worker_hands_its_streams_on_without_a_crash_counted(
 
 
 def test_a_zombie_wakes_up_to_find_every_write_refused(client: Client, start_worker: StartWorker) -> None:
-    zombie = start_worker("--lease-s", "1.5")
+    zombie = start_worker()
     jobs = [
         Follower(client.submit(PROMPT, temperature=0.9, seed=seed, **{**LONG, "max_tokens": 700})) for seed in range(4)
     ]
     for follower in jobs:
         assert follower.started.wait(90)
     zombie.freeze()
-    start_worker("--lease-s", "1.5")
+    start_worker()
+    end_leases(client, zombie.worker_id)
     until(lambda: snapshot(client).stats["reclaimed"] >= 1, "the frozen worker's jobs to be reclaimed")
     before = snapshot(client).stats["fenced"]
     zombie.thaw()

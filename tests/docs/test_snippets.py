@@ -19,12 +19,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penstock import EmbeddedBroker
+from penstock import Client, EmbeddedBroker
+from penstock_core.kernels.build import cache_folder
 from penstock_worker.models import bundled_models
+from tests.worker_process import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LIMIT_S = 120
+LIMIT_S = 180
 
 pytestmark = pytest.mark.integration
 
@@ -58,14 +60,26 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             "PENSTOCK_HEALTH_DIR": str(tmp_path_factory.mktemp("health")),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(tmp_path_factory.mktemp("home")),
+            "XDG_CACHE_HOME": str(cache_folder().parents[1]),  # with the kernels that are built
         }
-        log = (tmp_path_factory.mktemp("worker") / "log").open("wb")
-        worker = subprocess.Popen([sys.executable, "-m", "penstock_worker"], env=variables, stderr=log, stdout=log)
+        log = tmp_path_factory.mktemp("worker") / "log"
+        with log.open("wb") as output:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "penstock_worker"], env=variables, stderr=output, stdout=output
+            )
+
+        def serves() -> bool:
+            assert worker.poll() is None, log.read_text()
+            return bool(client.queue_snapshot().workers)
+
         try:
+            with Client(broker.url, queue="penstock-story") as client:
+                until(serves, "the worker")
             yield variables
-        finally:
             worker.terminate()
-            assert worker.wait(60) == 0, Path(log.name).read_text()
+            assert worker.wait(PATIENCE_S) == 0, log.read_text()
+        finally:
+            worker.kill()
 
 
 @pytest.mark.parametrize("source", _blocks("python"))

@@ -15,6 +15,8 @@ from queue import Empty, Queue
 
 import pytest
 
+from tests.worker_process import hear_interrupts
+
 pytest.importorskip("torch")
 pytestmark = pytest.mark.integration
 
@@ -45,7 +47,7 @@ class Serving:
             self._seen.put(line)
         self._seen.put(None)
 
-    def wait_for(self, words: str, timeout_s: float = 120.0) -> str:
+    def wait_for(self, words: str, timeout_s: float = 180.0) -> str:
         """The line with these words, once it has been printed."""
         while True:
             try:
@@ -57,7 +59,7 @@ class Serving:
             if words in line:
                 return line
 
-    def run(self, *args: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
         """Another command of the same user."""
         return subprocess.run(
             [*PENSTOCK, *args], capture_output=True, text=True, env=self.environment, timeout=timeout_s,
@@ -76,7 +78,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     finally:
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
-            server.process.wait(timeout=60)
+            server.process.wait(timeout=120)
 
 
 def test_other_commands_find_the_running_serve(serving: Serving):
@@ -141,7 +143,7 @@ def test_serve_drains_and_keeps_what_waits(serving: Serving):
     job_id = serving.run("submit", "Later", "--delay", "3600").stdout.strip()
     serving.process.send_signal(signal.SIGINT)
     serving.wait_for("drained")
-    assert serving.process.wait(timeout=60) == 0
+    assert serving.process.wait(timeout=120) == 0
     assert serving.run("jobs", job_id).returncode == 7  # nothing is served any more
     folder = Path(serving.environment["XDG_DATA_HOME"]) / "penstock"
     from penstock import Client, EmbeddedBroker
@@ -151,7 +153,7 @@ def test_serve_drains_and_keeps_what_waits(serving: Serving):
 
 
 def test_worker_command_becomes_the_worker():
-    done = subprocess.run([*PENSTOCK, "worker", "--help"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*PENSTOCK, "worker", "--help"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: penstock worker")
     assert "--max-num-sequences" in done.stdout
@@ -196,7 +198,7 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_hear_interrupts,
+        preexec_fn=hear_interrupts,
     )
     assert demo.stdout is not None
     while "jobs accepted" not in (line := demo.stdout.readline()):
@@ -204,17 +206,12 @@ def test_an_interrupted_demo_leaves_no_process_behind(number: signal.Signals):
     children = _descendants(demo.pid)
     assert len(children) >= 3  # the broker and two workers
     demo.send_signal(number)
-    _, said = demo.communicate(timeout=60)
+    _, said = demo.communicate(timeout=120)
     assert demo.returncode == (128 + number if number is not signal.SIGKILL else -number)
     assert "Traceback" not in said
     psutil = pytest.importorskip("psutil")
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=60)
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in children if psutil.pid_exists(pid)], timeout=120)
     assert not alive
-
-
-def _hear_interrupts() -> None:
-    """A shell starts what it runs in the background deaf to SIGINT, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _descendants(pid: int) -> list[int]:

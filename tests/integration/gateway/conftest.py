@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 from penstock import Client
 from penstock.gateway.auth import digest_of
 from tests.redis_server import RedisServer, free_port
+from tests.worker_process import WorkerProcess, until
 
 KEYS = {"key-of-the-mill-0001": "mill", "key-of-the-harbour-2": "harbour"}
 OPERATOR_KEY = "key-of-the-operator-1"
@@ -36,16 +36,17 @@ class Gateway:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
-            for _ in range(600):
-                assert self._process.poll() is None, self.log
-                try:
-                    client.get(f"{self.url}/v1/health", timeout=5)
-                except httpx.TransportError:
-                    _pause(self._process)
-                    continue
-                return
-        raise AssertionError(f"the gateway did not start: {self.log}")
+        with httpx.Client(transport=httpx.HTTPTransport(retries=0), timeout=30) as client:
+            until(lambda: self._answers(client), "the gateway to answer")
+
+    def _answers(self, client: httpx.Client) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log
+        try:
+            client.get(f"{self.url}/v1/health")
+        except httpx.TransportError:
+            return False
+        return True
 
     def kill(self) -> None:
         assert self._process is not None
@@ -60,15 +61,7 @@ class Gateway:
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(30)
-
-
-def _pause(process: subprocess.Popen[bytes]) -> None:
-    """Let the process get on, and notice at once when it ends."""
-    try:
-        process.wait(0.05)
-    except subprocess.TimeoutExpired:
-        return
+            self._process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +71,22 @@ def story_redis(start_redis: Callable[..., RedisServer]) -> RedisServer:
 
 
 @pytest.fixture(scope="module")
-def story_worker(story_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def story_worker(story_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     """A worker on the bundled model."""
-    folder = tmp_path_factory.mktemp("worker")
-    command = [sys.executable, "-m", "penstock_worker", "--redis-url", story_redis.url, "--threads", "1"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "PENSTOCK_HEALTH_DIR": str(folder)}
-        )
-    with Client(story_redis.url, queue="penstock-story") as client:
-        for _ in range(1200):
-            if client.queue_snapshot().workers:
-                break
-            _pause(process)
-    yield
-    process.terminate()
-    assert process.wait(60) == 0, (folder / "log").read_text()
+    worker = WorkerProcess(story_redis.url, tmp_path_factory.mktemp("worker"), "w1")
+    try:
+        with Client(story_redis.url, queue="penstock-story") as client:
+            worker.wait_until_ready(client)
+        yield worker
+        worker.terminate()
+        assert worker.wait() == 0, worker.log
+    finally:
+        worker.end()
 
 
 @pytest.fixture(scope="module")
 def gateway(
-    story_redis: RedisServer, story_worker: None, tmp_path_factory: pytest.TempPathFactory
+    story_redis: RedisServer, story_worker: WorkerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     """A gateway that asks for API keys."""
     folder = tmp_path_factory.mktemp("gateway")

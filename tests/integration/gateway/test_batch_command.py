@@ -19,6 +19,7 @@ from penstock import Client
 from penstock.cli.app import app
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import BusyWorker
+from tests.worker_process import hear_interrupts, until
 
 pytestmark = pytest.mark.integration
 
@@ -116,16 +117,12 @@ def test_interruption_cancels_what_is_in_the_queue(redis_url: str, queue: str, t
     command = [sys.executable, "-m", "penstock", "batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
     environment = {**os.environ, "PENSTOCK_REDIS_URL": redis_url, "PENSTOCK_QUEUE": queue}
     with Client(redis_url, queue=queue) as client:
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
-            if client.queue_snapshot().waiting == 30:
-                break
-            try:
-                process.wait(0.05)
-            except subprocess.TimeoutExpired:
-                continue
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+        )
+        until(lambda: client.queue_snapshot().waiting == 30, "all lines to be submitted")
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 130, said
         assert client.queue_snapshot().waiting == 0
 
@@ -140,18 +137,14 @@ def test_after_sigkill_no_line_is_run_twice_and_none_is_lost(
     environment = {**os.environ, "PENSTOCK_REDIS_URL": redis_url, "PENSTOCK_QUEUE": queue}
     with Client(redis_url, queue=queue) as client:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
-            if client.queue_snapshot().waiting == 16:
-                break
-            try:
-                process.wait(0.05)
-            except subprocess.TimeoutExpired:
-                continue
+        until(lambda: client.queue_snapshot().waiting == 16, "the window to be full")
         process.kill()
         process.communicate()
         assert (tmp_path / "out.jsonl.run").exists()
         with BusyWorker(lambda: redis.Redis.from_url(redis_url), keys):
-            finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            finished = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
         assert finished.returncode == 0, finished.stderr
         assert client.queue_snapshot().stats["submitted"] == 40
     assert [record["custom_id"] for record in records(tmp_path)] == [f"n-{n}" for n in range(40)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from openai.types import Batch
 from tests.integration.gateway.conftest import KEYS, Gateway
 from tests.key_accounting import leaked_keys
 from tests.redis_server import RedisServer
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -42,12 +42,15 @@ def begin(client: openai.OpenAI, data: bytes, **more: Any) -> Batch:
     return client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h", **more)
 
 
-def ended(client: openai.OpenAI, batch: Batch, limit_s: float = 90) -> Batch:
-    until = time.monotonic() + limit_s
-    while batch.status not in ("completed", "failed", "expired", "cancelled"):
-        assert time.monotonic() < until, batch
-        batch = client.batches.retrieve(batch.id)
-    return batch
+def ended(client: openai.OpenAI, batch: Batch) -> Batch:
+    seen = [batch]
+
+    def is_over() -> bool:
+        seen.append(client.batches.retrieve(batch.id))
+        return seen[-1].status in ("completed", "failed", "expired", "cancelled")
+
+    until(is_over, f"batch {batch.id} to end")
+    return seen[-1]
 
 
 def records(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
@@ -94,9 +97,10 @@ def test_another_gateway_goes_on_where_a_killed_one_stood(
     with story_redis.client() as redis:
         submitted = int(redis.hget("penstock:{penstock-story}:stats", "submitted") or 0)
         batch = begin(client, b"".join(line(f"k-{n}", seed=n, max_tokens=60) for n in range(120)))
-        until = time.monotonic() + 60
-        while not (client.batches.retrieve(batch.id).request_counts or batch.request_counts).completed:  # type: ignore[union-attr]
-            assert time.monotonic() < until
+        until(
+            lambda: (client.batches.retrieve(batch.id).request_counts or batch.request_counts).completed,  # type: ignore[union-attr]
+            "the first answers",
+        )
         gateway.kill()
         gateway.start()
         batch = ended(client, batch)

@@ -63,12 +63,32 @@ def points(browser: webdriver.Chrome, plot: str) -> int:
 
 def until(browser: webdriver.Chrome, selector: str, pattern: str) -> str:
     """The element's text, once it matches."""
-    found: str = WebDriverWait(browser, 60).until(
-        lambda _: next(
-            (e.text for e in browser.find_elements(By.CSS_SELECTOR, selector) if re.search(pattern, e.text)), None
-        )
+    found: list[str] = []
+
+    def matches(_: object) -> bool:
+        # In one script: the page draws its tables anew every second, and an element that was found would be gone.
+        found_by = "[...document.querySelectorAll(arguments[0])]"
+        script = f"return {found_by}.filter(e => e.checkVisibility()).map(e => e.innerText)"
+        texts = browser.execute_script(script, selector)
+        found[:] = [text for text in texts if re.search(pattern, text)][:1]
+        return bool(found)
+
+    wait(browser).until(matches, f"{selector} never shows {pattern}")
+    return found[0]
+
+
+def wait(browser: webdriver.Chrome) -> WebDriverWait[webdriver.Chrome]:
+    return WebDriverWait(browser, 120)
+
+
+def press(browser: webdriver.Chrome, table: str, label: str) -> None:
+    """Click the first button of a table that says so, in one script for the same reason."""
+    script = (
+        "const buttons = [...document.querySelectorAll(`#${arguments[0]} button`)];"
+        "const button = buttons.find(b => b.innerText === arguments[1]);"
+        "button?.click(); return Boolean(button)"
     )
-    return found
+    wait(browser).until(lambda _: browser.execute_script(script, table, label), f"no button {label}")
 
 
 def test_page_allows_only_its_own_script(gateway: Gateway) -> None:
@@ -93,7 +113,7 @@ def test_dashboard_from_the_key_to_a_requeued_job(
     browser.find_element(By.CSS_SELECTOR, "#key-form button").click()
     until(browser, "#health", "1 worker")
     until(browser, "#workers code", ".")
-    assert browser.find_element(By.CSS_SELECTOR, "#workers meter").get_attribute("title")
+    assert browser.execute_script("return document.querySelector('#workers meter').title")
 
     field = browser.find_element(By.ID, "prompt")
     field.clear()
@@ -102,14 +122,14 @@ def test_dashboard_from_the_key_to_a_requeued_job(
     until(browser, "#play-text", r"completed: \d+ tokens")
     assert browser.find_element(By.ID, "answer").text
     until(browser, "#latency-text", "median")
-    WebDriverWait(browser, 30).until(lambda _: points(browser, "rate") >= 3 and points(browser, "latency") >= 2)
+    wait(browser).until(lambda _: points(browser, "rate") >= 3 and points(browser, "latency") >= 2)
 
     with Client(story_redis.url, queue="penstock-story") as client:
         waiting = client.submit("later", tenant="mill", delay_s=3600)
         until(browser, "#jobs td.state", "delayed")
         until(browser, "#jobs td", "^mill$")
-        browser.find_element(By.XPATH, "//tbody[@id='jobs']//button[text()='Cancel']").click()
-        WebDriverWait(browser, 30).until(lambda _: waiting.status().state is JobState.CANCELLED)
+        press(browser, "jobs", "Cancel")
+        wait(browser).until(lambda _: waiting.status().state is JobState.CANCELLED)
     assert not [entry for entry in browser.get_log("browser") if "Content Security" in entry["message"]]
 
 
@@ -130,8 +150,8 @@ def test_dead_job_is_shown_as_text_and_put_back_in_line(
             browser.get(gateway.url)
             assert EVIL in until(browser, "#dead", "onerror")
             assert browser.title == "Penstock"
-            browser.find_element(By.XPATH, "//tbody[@id='dead']//button[text()='Requeue']").click()
-            WebDriverWait(browser, 30).until(lambda _: job.status().state is JobState.QUEUED)
+            press(browser, "dead", "Requeue")
+            wait(browser).until(lambda _: job.status().state is JobState.QUEUED)
             until(browser, "#lines", "default")
         finally:
             gateway.stop()
@@ -184,5 +204,5 @@ def test_nothing_is_cut_off_and_text_stands_out(
     assert (background < 64) == (scheme == "dark")
     assert abs(background - ink) > 128
     if folder:
-        WebDriverWait(browser, 60).until(lambda _: points(browser, "rate") > 12)
+        wait(browser).until(lambda _: points(browser, "rate") > 12)
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))

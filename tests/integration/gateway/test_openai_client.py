@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.integration.gateway.conftest import KEYS, Gateway
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -245,10 +246,7 @@ def test_leaving_a_stream_cancels_its_job(client: openai.OpenAI, operator: httpx
     before = operator.get("/v1/metrics").json()["counters"]["cancelled"]
     with client.chat.completions.create(**CHAT | {"max_tokens": 900, "n": 8, "stream": True}) as stream:
         next(iter(stream))
-    for _ in range(500):
-        if operator.get("/v1/metrics").json()["counters"]["cancelled"] > before:
-            return
-    pytest.fail("the abandoned job was not cancelled")
+    until(lambda: operator.get("/v1/metrics").json()["counters"]["cancelled"] > before, "the job to be cancelled")
 
 
 async def test_asynchronous_client_streams(gateway: Gateway) -> None:
@@ -263,7 +261,7 @@ def test_a_killed_gateway_breaks_a_stream_visibly_and_the_same_key_gets_it_whole
     client: openai.OpenAI, gateway: Gateway, operator: httpx.Client
 ) -> None:
     """OpenAI's streams carry no position. The job goes on; the same Idempotency-Key finds it and streams it again."""
-    wanted: dict[str, Any] = {**CHAT, "max_tokens": 400, "stream": True, "extra_headers": {"Idempotency-Key": "k-1"}}
+    wanted: dict[str, Any] = {**CHAT, "max_tokens": 900, "stream": True, "extra_headers": {"Idempotency-Key": "k-1"}}
     seen, job_id = "", ""
 
     def read() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import openai
 import pytest
 
 from tests.integration.gateway.conftest import KEYS, Gateway
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -30,11 +30,15 @@ def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
 
 
 def ended(client: openai.OpenAI, response: Any) -> Any:
-    until = time.monotonic() + 60
-    while response.status in ("queued", "in_progress"):
-        assert time.monotonic() < until
-        response = client.responses.retrieve(response.id)
-    return response
+    seen = [response]
+
+    def is_over() -> bool:
+        if seen[-1].status in ("queued", "in_progress"):
+            seen.append(client.responses.retrieve(response.id))
+        return seen[-1].status not in ("queued", "in_progress")
+
+    until(is_over, f"response {response.id} to end")
+    return seen[-1]
 
 
 def test_background_response_is_stored_and_fetched_later(client: openai.OpenAI) -> None:

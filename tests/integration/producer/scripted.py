@@ -43,13 +43,14 @@ def chunk(attempt: int, index: int, offset: int, count: int, reason: FinishReaso
 
 
 class ScriptedWorker:
-    """Claims, publishes and finishes when told to."""
+    """Claims, publishes and finishes when told to; claims and publishes at `now_ms`, if not by the server's clock."""
 
-    def __init__(self, client: redis.Redis, keys: QueueKeys, *, lease_ms: int = 15_000) -> None:
+    def __init__(self, client: redis.Redis, keys: QueueKeys, *, lease_ms: int = 15_000, now_ms: int = 0) -> None:
         self.id = f"scripted-{uuid.uuid4().hex[:8]}"
         self._client = client
         self._keys = keys
         self._lease_ms = lease_ms
+        self._now_ms = now_ms
         self._offsets: dict[tuple[str, int], int] = {}
 
     def use(self, client: redis.Redis) -> None:
@@ -60,7 +61,7 @@ class ScriptedWorker:
         """Take what waits."""
         call = claim(
             self._keys, self.id, max_jobs=max_jobs, free_sequences=10**6, free_tokens=10**9, lease_ms=self._lease_ms,
-            idle=True,
+            idle=True, now_ms=self._now_ms,
         )  # fmt: skip
         return run(self._client, call).jobs
 
@@ -77,7 +78,7 @@ class ScriptedWorker:
     def say_all(self, parts: Sequence[tuple[ClaimedJob, int, int]]) -> None:
         """Publish the next tokens of several jobs and choices in one call, as an engine step does."""
         records = [self._record(job, index, count) for job, index, count in parts]
-        statuses = run(self._client, publish(self._keys, self.id, records))
+        statuses = run(self._client, publish(self._keys, self.id, records, self._now_ms))
         assert "fenced" not in statuses
 
     def end(self, job: ClaimedJob, state: JobState = JobState.COMPLETED, *, failure: JobFailure | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.conftest import FACES, BlockingClient
 from tests.integration.producer.scripted import BusyWorker
 from tests.redis_server import RedisServer
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -24,9 +24,7 @@ def cluster_url(start_redis: Callable[..., RedisServer]) -> str:
     server = start_redis(None, "--cluster-enabled", "yes")
     with server.client() as client:
         client.execute_command("CLUSTER ADDSLOTS", *range(16384))
-        give_up = time.monotonic() + 30
-        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
-            assert time.monotonic() < give_up
+        until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster")
     return server.url.replace("redis://", "redis+cluster://")
 
 

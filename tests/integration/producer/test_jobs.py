@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from penstock_core.protocol.jobs import JobFailure
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.transitions import BuryRecord, bury, configure, run
 from tests.integration.producer.scripted import ScriptedWorker
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -149,7 +149,7 @@ def test_a_deadline_holds_for_a_reader_that_did_not_submit(sdk: Any) -> None:
 def test_a_deadline_holds_for_a_worker_that_died(sdk: Any, redis_client: redis.Redis, keys: QueueKeys) -> None:
     quick_to_doubt(sdk)
     job = sdk.submit("story", deadline_s=0.3)
-    worker = ScriptedWorker(redis_client, keys, lease_ms=500)
+    worker = ScriptedWorker(redis_client, keys, lease_ms=500, now_ms=job.status().submitted_ms)  # in time, however late
     worker.say(worker.claim_one(job.id), 2)  # and is never heard of again
     with pytest.raises(JobExpired, match="deadline"):
         job.result(timeout=30)
@@ -190,13 +190,8 @@ def test_a_job_past_its_retention_is_not_found(sdk: Any, worker: ScriptedWorker)
     job = sdk.submit("story", result_ttl_s=0.001)
     worker.end(worker.claim_one(job.id))
 
-    def until_gone() -> None:
-        give_up = time.monotonic() + 20
-        while time.monotonic() < give_up:
-            sdk.job(job.id).status()
-
     with pytest.raises(JobNotFound, match="result_ttl_s"):
-        until_gone()
+        until(lambda: sdk.job(job.id).status() is None, "it to be forgotten")
 
 
 def test_the_same_idempotency_key_is_the_same_job(connect_sdk: Any, worker: ScriptedWorker) -> None:

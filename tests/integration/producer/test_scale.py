@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +19,15 @@ from penstock_core.protocol.connection import connect
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.transitions import run
 from tests.integration.producer.scripted import BusyWorker
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def nobody_listens(redis_client: redis.Redis) -> None:
+    """The connections of tests before this one are gone, so that a test can count its own."""
+    until(lambda: pubsub_connections(redis_client) == 0, "connections of earlier tests to end")
 
 
 @pytest.fixture
@@ -171,8 +177,6 @@ def test_the_reader_thread_ends_with_the_last_client(redis_url: str, redis_clien
     first.close()
     assert reader._thread.is_alive()
     second.close()
-    reader._thread.join(20)
+    reader._thread.join(60)
     assert not reader._thread.is_alive()
-    give_up = time.monotonic() + 20
-    while pubsub_connections(redis_client):
-        assert time.monotonic() < give_up
+    until(lambda: pubsub_connections(redis_client) == 0, "its connection to be gone")

@@ -14,6 +14,7 @@ from penstock.client import Client
 from penstock_core.protocol.jobs import FinishReason, JobState
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import ScriptedWorker, piece
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 
@@ -212,6 +213,7 @@ def test_text_stops_and_reasons_survive_a_reader_that_reconnects_by_offset(sdk: 
 def test_readers_in_many_threads_share_one_connection(
     redis_url: str, redis_client: redis.Redis, queue: str, worker: ScriptedWorker
 ) -> None:
+    until(lambda: not redis_client.client_list(_type="pubsub"), "connections of earlier tests to end")
     with Client(redis_url, queue=queue) as client:
         jobs = client.submit_many(["story"] * 20)
         held = worker.claim(20)

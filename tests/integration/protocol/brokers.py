@@ -136,12 +136,19 @@ class SentinelPair:
         self.url = f"redis+sentinel://{places}/{SERVICE}"
         until(self._is_settled, "both sentinels to know each other and the replica")
 
+    def kill_primary(self) -> None:
+        """One sentinel is told to miss it soon. Until now both had patience, as on a machine that stops for a moment a
+        failover would begin by itself; and two that begin one at the same moment wait for each other for seconds."""
+        self.primary.kill()
+        with redis.Redis(port=self.ports[0], protocol=2) as sentinel:
+            sentinel.execute_command("SENTINEL SET", SERVICE, "down-after-milliseconds", 500)
+
     def _start_sentinel(self, port: int, folder: Path) -> subprocess.Popen[bytes]:
         configuration = folder / f"sentinel-{port}.conf"
         configuration.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.primary.port} 1\n"
-            f"sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 5000\n"
+            f"sentinel down-after-milliseconds {SERVICE} 60000\nsentinel failover-timeout {SERVICE} 5000\n"
         )
         with (folder / f"sentinel-{port}.log").open("wb") as log:
             command = [self.primary.binary, str(configuration), "--sentinel"]
@@ -190,7 +197,7 @@ def sentinel(start_redis: StartRedis) -> Iterator[str]:
 @contextmanager
 def cluster(start_redis: StartRedis) -> Iterator[str]:
     """Three nodes that share the slots."""
-    nodes = [start_redis(None, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000") for _ in range(3)]
+    nodes = [start_redis(None, "--cluster-enabled", "yes", "--cluster-node-timeout", "30000") for _ in range(3)]
     clients = [node.client() for node in nodes]
     for number, client in enumerate(clients):
         client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)

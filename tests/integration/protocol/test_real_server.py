@@ -16,6 +16,7 @@ from penstock_core.protocol.errors import BrokerUnavailable
 from penstock_core.protocol.keys import QueueKeys
 from tests.queue_driver import QueueDriver
 from tests.redis_server import RedisServer, server_binaries
+from tests.worker_process import until
 
 pytestmark = pytest.mark.integration
 VERSIONS = list(server_binaries())
@@ -155,11 +156,6 @@ def test_everything_a_finished_job_leaves_is_gone_after_its_time(redis_client, r
     driver.publish("w1", driver.chunk(job_id, 1, 0, [1]))
     driver.finish("w1", driver.final(job_id, 1))
     left = [keys.job(job_id), keys.events(job_id), keys.dedupe("default", "k")]
-    deadline = threading.Event()
-    for _ in range(100):
-        if not redis_client.exists(*left):
-            break
-        deadline.wait(0.02)
-    assert not redis_client.exists(*left)
+    until(lambda: not redis_client.exists(*left), "its keys to be gone")
     assert driver.run(t.read_job(keys, job_id)) is None
     driver.submit(job_id, idempotency_key="k")

@@ -9,6 +9,8 @@ from tests.worker_process import WorkerProcess, snapshot, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("worker")]
 
+LONG = {"max_tokens": 900, "ignore_eos": True}
+
 
 def test_stream_and_result_agree(client: Client) -> None:
     job = client.submit("The miller found a", max_tokens=40, seed=1, temperature=0.8, ignore_eos=True)
@@ -74,27 +76,29 @@ def test_another_tenant_shares_no_cached_page(client: Client) -> None:
 
 
 def test_a_running_job_is_cancelled_and_keeps_what_it_has(client: Client) -> None:
-    job = client.submit("Once upon a time", max_tokens=900, ignore_eos=True, seed=1)
+    job = client.submit("Once upon a time", **LONG, n=8, seed=1)
     stream = job.stream(timeout=60)
     next(stream)
     assert job.cancel() == "cancelling"
     with pytest.raises(JobCancelled) as ended:
         job.result(timeout=60)
     assert ended.value.result is not None
-    assert 0 < len(ended.value.result.token_ids) < 900
-    assert ended.value.result.choices[0].finish_reason is FinishReason.CANCELLED
+    assert 0 < len(ended.value.result.choices[0].token_ids) < 900
+    assert {choice.finish_reason for choice in ended.value.result.choices} == {FinishReason.CANCELLED}
     until(lambda: snapshot(client).running == 0, "the worker to let go of it")
 
 
 def test_a_deadline_in_mid_run_ends_it_with_what_there_is(client: Client, worker: WorkerProcess) -> None:
-    crowd = [{"prompt": "Once", "max_tokens": 900, "ignore_eos": True, "seed": n, "deadline_s": 1.0} for n in range(48)]
-    handles = client.submit_many(crowd)
-    outcomes = []
-    for handle in handles:
-        with pytest.raises(JobExpired) as ended:
-            handle.result(timeout=60)  # type: ignore[union-attr]
-        outcomes.append(ended.value.result)
-    begun = [result for result in outcomes if result is not None and result.choices]
+    for deadline_s in (1.0, 5.0, 20.0):  # how soon some have begun and none is done is the machine's affair
+        crowd = [{**LONG, "prompt": "Once", "seed": n, "deadline_s": deadline_s} for n in range(48)]
+        outcomes = []
+        for handle in client.submit_many(crowd):
+            with pytest.raises(JobExpired) as ended:
+                handle.result(timeout=60)  # type: ignore[union-attr]
+            outcomes.append(ended.value.result)
+        begun = [result for result in outcomes if result is not None and result.choices]
+        if begun:
+            break
     assert begun, "none had started"
     assert all(choice.finish_reason is FinishReason.EXPIRED for result in begun for choice in result.choices)
     assert worker.is_running

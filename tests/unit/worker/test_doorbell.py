@@ -34,7 +34,7 @@ class Heard:
         self.something.set()
 
     async def wait(self) -> None:
-        await asyncio.wait_for(self.something.wait(), 10)
+        await asyncio.wait_for(self.something.wait(), 60)
         self.something.clear()
 
 

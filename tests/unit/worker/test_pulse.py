@@ -94,7 +94,7 @@ async def test_an_engine_with_work_and_no_progress_is_stalled(bench: Bench, puls
 
 async def test_it_writes_the_health_file_and_takes_it_along(pulse: Pulse, tmp_path: Path) -> None:
     pulse.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not read_all(tmp_path):
             await asyncio.sleep(0.01)
     await pulse.shutdown()
@@ -134,7 +134,9 @@ async def test_the_record_names_the_real_device_and_its_pages(
     assert (record.total_pages, record.used_pages, record.cached_pages, record.page_size) == (100, 30, 20, 16)
 
 
-@pytest.mark.parametrize(("parent", "drains"), [(os.getppid(), False), (1 if os.getppid() != 1 else 2, True)])
+@pytest.mark.parametrize(
+    ("parent", "drains"), [(os.getppid(), False), (1 if os.getppid() != 1 else 2, True)], ids=["alive", "gone"]
+)
 async def test_a_worker_whose_supervisor_is_gone_drains(
     drain: Drain, make_pulse: Callable[..., Pulse], parent: int, drains: bool
 ) -> None:

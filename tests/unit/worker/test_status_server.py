@@ -33,7 +33,7 @@ class Bench:
     async def ask(self, request: bytes) -> tuple[int, str]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         return (int(head.split()[1]) if head else 0), body.decode()

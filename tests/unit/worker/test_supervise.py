@@ -25,7 +25,13 @@ CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 folder = Path({folder!r})
-number = len(list(folder.glob("life-*")))
+number = 0
+while True:  # children start side by side: each takes a number of its own
+    try:
+        (folder / f"life-{{number}}").touch(exist_ok=False)
+        break
+    except FileExistsError:
+        number += 1
 names = ("CUDA_VISIBLE_DEVICES", "PENSTOCK_GPUS", "PENSTOCK_REDIS_URL")
 told = [f"{{name}}={{os.environ.get(name)}}" for name in names]
 (folder / f"life-{{number}}").write_text("\\n".join(sys.argv[1:] + told))
@@ -92,7 +98,7 @@ async def test_a_crashed_worker_is_buried_and_replaced_under_a_new_id(
     running = asyncio.create_task(supervisor.run())
     await _until(lambda: (tmp_path / "up").exists())
     supervisor.stop()
-    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+    assert await asyncio.wait_for(running, 60) is ExitCode.OK
     ids = [life.settings.worker_id for life in lives(tmp_path)]
     assert len(set(ids)) == 3
     assert (tmp_path / "buried").read_text().split() == ids[:2]
@@ -104,7 +110,7 @@ async def test_a_hopeless_exit_ends_the_group_with_its_code(
 ) -> None:
     hopeless = "any(one.startswith('--worker-id=g-1-') for one in sys.argv)"
     supervisor = supervise(f"sys.exit({int(code)}) if {hopeless} else None\n{DRAINS}", worker_id="g")
-    assert await asyncio.wait_for(supervisor.run(), 30) is code
+    assert await asyncio.wait_for(supervisor.run(), 60) is code
 
 
 async def test_a_signal_drains_every_worker(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
@@ -112,12 +118,12 @@ async def test_a_signal_drains_every_worker(supervise: Callable[..., Supervisor]
     running = asyncio.create_task(supervisor.run())
     await _until(lambda: len(list(tmp_path.glob("up-*"))) == 2)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+    assert await asyncio.wait_for(running, 60) is ExitCode.OK
     assert not (tmp_path / "buried").exists()
 
 
 async def test_the_password_is_not_on_the_command_line(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
-    await asyncio.wait_for(supervise("sys.exit(2)", processes=1).run(), 30)
+    await asyncio.wait_for(supervise("sys.exit(2)", processes=1).run(), 60)
     (life, *_) = lives(tmp_path)
     assert life.environment["PENSTOCK_REDIS_URL"] == "redis://:secret@host"
     assert "secret" not in " ".join(life.arguments)
@@ -129,7 +135,7 @@ async def test_each_group_gets_gpus_threads_and_a_port_of_its_own(
     monkeypatch.setenv("PENSTOCK_GPUS", "0,1,2,3")  # for the parent; a child that read it would become one too
     body = "sys.exit(0)"
     supervisor = supervise(body, 1, ["a", "b", "c", "d"], gpus="0,1,2,3", tensor_parallel=2, metrics_port=9000)
-    await asyncio.wait_for(supervisor.run(), 30)
+    await asyncio.wait_for(supervisor.run(), 60)
     given = sorted(lives(tmp_path), key=lambda life: life.settings.metrics_port or 0)
     assert [life.environment["CUDA_VISIBLE_DEVICES"] for life in given] == ["a,b", "c,d"]
     assert [life.environment["PENSTOCK_GPUS"] for life in given] == ["None", "None"]
@@ -160,7 +166,7 @@ stat = Path(f"/proc/{{before}}/stat")
     await _until(lambda: (tmp_path / "up").exists())
     assert (tmp_path / "seen").read_text() == "False"
     supervisor.stop()
-    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+    assert await asyncio.wait_for(running, 60) is ExitCode.OK
 
 
 async def test_health_is_red_from_a_death_until_the_group_serves_again(
@@ -207,7 +213,7 @@ sys.exit(0)
     assert metrics.get_sample_value("penstock_group_restarts_total", where) == 1
     assert (metrics.get_sample_value("penstock_group_outage_seconds", {"queue": "q", "model": "m"}) or 0) > 0
     (tmp_path / "stop").touch()
-    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+    assert await asyncio.wait_for(running, 60) is ExitCode.OK
     assert read_one(tmp_path / "health", "g") is None
 
 
@@ -220,7 +226,7 @@ async def test_what_served_once_is_started_again_whatever_it_died_of(
     running = asyncio.create_task(supervisor.run())
     await _until(lambda: (tmp_path / "up").exists())
     supervisor.stop()
-    assert await asyncio.wait_for(running, 30) is ExitCode.OK
+    assert await asyncio.wait_for(running, 60) is ExitCode.OK
 
 
 async def test_a_group_that_hangs_is_down(supervise: Callable[..., Supervisor], tmp_path: Path) -> None:
@@ -234,7 +240,7 @@ async def test_a_group_that_hangs_is_down(supervise: Callable[..., Supervisor], 
         assert standing.health().is_healthy is healthy, (status, age_s)
 
 
-async def _until(condition: Callable[[], bool], patience_s: float = 30.0) -> None:
+async def _until(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
     async with asyncio.timeout(patience_s):
         while not condition():
             await asyncio.sleep(0.01)
