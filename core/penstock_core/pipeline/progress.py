@@ -6,13 +6,21 @@ tokens, so a resumed choice replays its tokens and goes on as if it had never st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from penstock_core.batching import SequenceState
 from penstock_core.pipeline.requests import ChoiceChunk, EngineRequest, FinishedRequest, ResumedChoice
 from penstock_core.protocol.jobs import Choice, FinishReason, Timings, TokenLogprob, Usage
 from penstock_core.protocol.requests import SamplingParams
 from penstock_core.sampling import TextStream
+
+
+def spell(record: TokenLogprob, token_id: int, bytes_of: Callable[[int], bytes]) -> TokenLogprob:
+    """The record of a token with the bytes of it and of the likeliest ones."""
+    if record.spelled:
+        return record
+    return replace(record, spelled=(bytes_of(token_id), *(bytes_of(other) for other, _ in record.top)))
 
 
 @dataclass(slots=True)
@@ -104,7 +112,7 @@ class ChoiceProgress:
             token_ids=tuple(output[offset:]),
             pieces=tuple(pieces),
             finish_reason=self.finish_reason,
-            logprobs=tuple(self.logprobs[offset:]) if logprobs and self.logprobs is not None else None,
+            logprobs=self._spelled(offset) if logprobs else None,
         )
 
     def choice(self, index: int, *, logprobs: bool) -> Choice:
@@ -115,8 +123,16 @@ class ChoiceProgress:
             text="".join(self.pieces) + self.tail,
             token_ids=tuple(self.sequence.output_ids),
             finish_reason=self.finish_reason,
-            logprobs=tuple(self.logprobs) if logprobs and self.logprobs is not None else None,
+            logprobs=self._spelled(0) if logprobs else None,
         )
+
+    def _spelled(self, first: int) -> tuple[TokenLogprob, ...] | None:
+        """The records from token `first` on, with their tokens' bytes."""
+        if self.logprobs is None:
+            return None
+        for place, token in enumerate(self.sequence.output_ids[first:], first):
+            self.logprobs[place] = spell(self.logprobs[place], token, self.stream.bytes_of)
+        return tuple(self.logprobs[first:])
 
     @property
     def mean_logprob(self) -> float:
@@ -191,8 +207,17 @@ class RequestProgress:
                 drafted_tokens=self.drafted_tokens,
                 accepted_tokens=self.accepted_tokens,
             ),
-            prompt_logprobs=tuple(self.prompt_logprobs) if self.prompt_logprobs is not None else None,
+            prompt_logprobs=self._prompt_logprobs(),
             error=self.error,
+        )
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
+        if self.prompt_logprobs is None:
+            return None
+        bytes_of = self.choices[0].stream.bytes_of
+        return tuple(
+            None if record is None else spell(record, token, bytes_of)
+            for record, token in zip(self.prompt_logprobs, self.request.prompt_token_ids, strict=True)
         )
 
     def _chosen(self) -> list[ChoiceProgress]:

@@ -163,12 +163,18 @@ def decode_frame(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def _plain_logprobs(logprobs: Sequence[TokenLogprob | None]) -> list[tuple[Any, ...] | None]:
-    return [(lp.logprob, lp.top) if lp is not None else None for lp in logprobs]
+    return [
+        None if lp is None else (lp.logprob, lp.top, lp.spelled) if lp.spelled else (lp.logprob, lp.top)
+        for lp in logprobs
+    ]
 
 
 def _read_logprob(value: Any) -> TokenLogprob:
-    logprob, top, *_ = value
-    return TokenLogprob(float(logprob), tuple((int(token_id), float(lp)) for token_id, lp in top))
+    logprob, top, *more = value
+    spelled = tuple(more[0]) if more else ()
+    if spelled and (len(spelled) != 1 + len(top) or not all(isinstance(token, bytes) for token in spelled)):
+        raise ValueError(f"{len(top)} tokens come with {len(spelled)} spellings")
+    return TokenLogprob(float(logprob), tuple((int(token_id), float(lp)) for token_id, lp in top), spelled)
 
 
 def _read_logprobs(values: Any) -> tuple[TokenLogprob, ...]:

@@ -64,7 +64,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One generated answer. `logprobs` holds, per token, (logprob, ((token_id, logprob), ...)) when asked for."""
+    """One generated answer. `logprobs` has one record per token when asked for."""
 
     index: int
     text: str
@@ -75,10 +75,30 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability (natural, after temperature-free softmax of the raw logits) of a token, and of the top ones."""
+    """Log-probability (natural, after temperature-free softmax of the raw logits) of a token, and of the top ones.
+
+    Attributes:
+        logprob: of the chosen token.
+        top: (token id, log-probability) of the likeliest tokens, in falling order.
+        spelled: the bytes of the chosen token, then of each of `top`, as they stand in the middle of a text; they may
+            be part of a character.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    spelled: tuple[bytes, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """`spelled` as text; what is no whole text is written as OpenAI does, `bytes:\\xe2\\x98`."""
+        return tuple(_text_of(spelling) for spelling in self.spelled)
+
+
+def _text_of(spelling: bytes) -> str:
+    try:
+        return spelling.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelling)
 
 
 @dataclass(frozen=True, slots=True)

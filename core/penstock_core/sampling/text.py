@@ -200,7 +200,7 @@ class _WindowText:
 
 
 class TextStream:
-    """The text of one choice."""
+    """The text of one choice. `bytes_of` tells what any token adds in the middle of a text."""
 
     __slots__ = (
         "_held",
@@ -211,6 +211,7 @@ class TextStream:
         "_state",
         "_text",
         "_tokens",
+        "bytes_of",
         "stopped",
     )
 
@@ -236,6 +237,7 @@ class TextStream:
                 tokenizers drop it otherwise.
         """
         self._text = detokenizer.text(skip_special, continues)
+        self.bytes_of = detokenizer.bytes_of
         self._skipped = detokenizer.special_ids if skip_special else frozenset()
         self._matcher: StopMatcher | None = stop_matcher(tuple(stop)) if stop else None
         self._include_stop = include_stop

@@ -102,4 +102,9 @@ def _failure(ended: JobEnded) -> dict[str, str] | None:
 
 
 def _logprob(entry: TokenLogprob) -> dict[str, Any]:
-    return {"logprob": entry.logprob, "top": [{"token_id": token, "logprob": value} for token, value in entry.top]}
+    chosen, *others = entry.tokens or (None,) * (1 + len(entry.top))
+    top = [
+        {"token_id": token_id, "token": token, "logprob": value}
+        for (token_id, value), token in zip(entry.top, others, strict=True)
+    ]
+    return {"token": chosen, "logprob": entry.logprob, "top": top}

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from penstock.aio import AsyncClient, AsyncJobHandle
 from penstock.gateway.auth import Caller, Forbidden, TooManyRequests, Unauthorized
@@ -32,6 +31,9 @@ from penstock.gateway.models import (
     QuotaLimits,
     TenantQuota,
     WorkerLine,
+    prompt_scores,
+    result_view,
+    scores,
 )
 from penstock_core import __version__
 from penstock_core.protocol.errors import (
@@ -180,9 +182,9 @@ class RequestHandler:
         if status.state.is_terminal:
             try:
                 result = await self.client.job(job_id).result(timeout=5.0)
-                view.result, view.error = asdict(result), None
+                view.result, view.error = result_view(result), None
             except JobError as ended:
-                view.result = None if ended.result is None else asdict(ended.result)
+                view.result = None if ended.result is None else result_view(ended.result)
                 view.error = error_body(ended)
         return view
 
@@ -357,12 +359,15 @@ def _response(job_id: str, result: JobResult, started: float) -> GenerateRespons
         latency_ms=elapsed_s * 1e3,
         throughput_tokens_per_sec=result.usage.completion_tokens / elapsed_s,
         finish_reason=first.finish_reason,
+        logprobs=scores(first.logprobs),
+        prompt_logprobs=prompt_scores(result),
         choices=[
             GenerateChoice(
                 index=choice.index,
                 text=choice.text,
                 token_ids=list(choice.token_ids),
                 finish_reason=choice.finish_reason,
+                logprobs=scores(choice.logprobs),
             )
             for choice in result.choices
         ]

@@ -7,11 +7,13 @@ protocol's own `SamplingParams`. Nothing here touches Redis.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
-from penstock_core.protocol.jobs import FinishReason, JobState
+from penstock_core.protocol.jobs import FinishReason, JobResult, JobState, TokenLogprob
 from penstock_core.protocol.requests import (
     MAX_MESSAGES,
     MAX_PROMPT_CHARS,
@@ -97,6 +99,43 @@ class GenerateRequest(SamplingParams):
         return {**given, "tenant": tenant, "idempotency_key": idempotency_key, "traceparent": traceparent}
 
 
+class LikelyToken(BaseModel):
+    """A token that the model might have chosen. `token`: its text, or `bytes:\\xe2` where it is part of a character."""
+
+    token_id: int
+    token: str | None
+    logprob: float
+
+
+class TokenScore(BaseModel):
+    """Log-probability of a token, and the likeliest ones in its place."""
+
+    token: str | None
+    logprob: float
+    top: list[LikelyToken]
+
+    @classmethod
+    def of(cls, entry: TokenLogprob) -> TokenScore:
+        """The record of a token as JSON has it."""
+        chosen, *others = entry.tokens or (None,) * (1 + len(entry.top))
+        top = [
+            LikelyToken(token_id=token_id, token=token, logprob=value)
+            for (token_id, value), token in zip(entry.top, others, strict=True)
+        ]
+        return cls(token=chosen, logprob=entry.logprob, top=top)
+
+
+def scores(entries: Sequence[TokenLogprob] | None) -> list[TokenScore] | None:
+    """The records of some tokens, where they were asked for."""
+    return None if entries is None else [TokenScore.of(entry) for entry in entries]
+
+
+def prompt_scores(result: JobResult) -> list[TokenScore | None] | None:
+    """The records of the prompt's tokens, where they were asked for; the first has none."""
+    entries = result.prompt_logprobs
+    return None if entries is None else [None if entry is None else TokenScore.of(entry) for entry in entries]
+
+
 class GenerateChoice(BaseModel):
     """One of several answers."""
 
@@ -104,6 +143,7 @@ class GenerateChoice(BaseModel):
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
+    logprobs: list[TokenScore] | None = None
 
 
 class GenerateResponse(BaseModel):
@@ -114,6 +154,7 @@ class GenerateResponse(BaseModel):
         prompt_tokens, generated_tokens, cached_tokens: tokens; `generated_tokens` counts all choices.
         latency_ms: from the request's arrival at the gateway to the result.
         throughput_tokens_per_sec: `generated_tokens` over that time.
+        logprobs: of the first choice's tokens, where asked for. prompt_logprobs: of the prompt's, null for its first.
         choices: all choices, where `n` was above 1.
     """
 
@@ -127,7 +168,19 @@ class GenerateResponse(BaseModel):
     latency_ms: float
     throughput_tokens_per_sec: float
     finish_reason: FinishReason
+    logprobs: list[TokenScore] | None = None
+    prompt_logprobs: list[TokenScore | None] | None = None
     choices: list[GenerateChoice] | None = None
+
+
+def result_view(result: JobResult) -> dict[str, Any]:
+    """A whole result as JSON: as `JobResult`, its log-probabilities as `TokenScore`."""
+    shown = asdict(replace(result, prompt_logprobs=None, choices=()))
+    shown["prompt_logprobs"] = prompt_scores(result)
+    shown["choices"] = [
+        {**asdict(replace(choice, logprobs=None)), "logprobs": scores(choice.logprobs)} for choice in result.choices
+    ]
+    return shown
 
 
 class BatchRequest(BaseModel):

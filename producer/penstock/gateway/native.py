@@ -32,6 +32,7 @@ from penstock.gateway.models import (
     QuotaLimits,
     RequeueAnswer,
     TenantQuota,
+    TokenScore,
 )
 from penstock.gateway.settings import GatewaySettings
 from penstock_core.protocol.config import TenantLimits
@@ -176,8 +177,9 @@ async def stream(
     index: Annotated[int | None, Query(ge=0, description="the only choice wanted")] = None,
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,10}e?(\.\d{1,10}e?)*$")] = None,
 ) -> EventStream:
-    """Server-sent events: `tokens` with index, offset, token_ids, text and finish_reason; then one `end`.
+    """Server-sent events: `tokens` with index, offset, token_ids, text, finish_reason; then one `end`.
 
+    `tokens` has logprobs where the job asked for them.
     The id of an event is the reader's position; sent back as `Last-Event-ID` it resumes exactly there, on any gateway.
     A gateway that stops says `interrupted` instead of `end`.
     """
@@ -297,6 +299,8 @@ async def _events(job: AsyncJobHandle, position: _Position, index: int | None) -
                     "text": "".join(chunk.pieces[skip:]),
                     "finish_reason": chunk.finish_reason,
                 }
+                if chunk.logprobs is not None:
+                    data["logprobs"] = [TokenScore.of(entry).model_dump() for entry in chunk.logprobs[skip:]]
                 ended = chunk.finish_reason is not None
                 yield _event("tokens", data, position.advance(chunk.index, chunk.end, ended=ended))
         result = await job.result(timeout=30.0)

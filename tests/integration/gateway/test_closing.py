@@ -121,7 +121,7 @@ def test_a_stream_under_way_ends_with_an_error_and_its_job_goes_on_to_its_end(
         )
         first = next(iter(stream))
         gateway.stop()
-        with pytest.raises(openai.APIError, match="this gateway is stopping; job .* goes on"):
+        with pytest.raises(openai.APIError, match=r"this gateway is stopping; job .* goes on"):
             for _ in stream:
                 pass
     with Client(story_redis.url, queue="penstock-story") as client:

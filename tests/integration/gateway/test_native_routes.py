@@ -59,6 +59,25 @@ def test_generate_returns_every_choice(http: httpx.Client) -> None:
     assert body["generated_tokens"] == 72
 
 
+def test_logprobs_that_were_asked_for_are_in_the_answer_the_stream_and_the_job(http: httpx.Client) -> None:
+    """The story: /v1/generate took the option, had them computed, and left them out of its answer."""
+    asked = {**STORY, "logprobs": 2, "prompt_logprobs": 1, "n": 2}
+    body = http.post("/v1/generate", json=asked).json()
+    for choice in body["choices"]:
+        assert [len(entry["top"]) for entry in choice["logprobs"]] == [2] * 24
+        assert "".join(entry["token"] for entry in choice["logprobs"]) == choice["text"]
+    assert body["logprobs"] == body["choices"][0]["logprobs"]
+    assert body["prompt_logprobs"][0] is None
+    assert len(body["prompt_logprobs"]) == body["prompt_tokens"]
+    view = http.get(f"/v1/jobs/{body['request_id']}").json()["result"]
+    assert [choice["logprobs"] for choice in view["choices"]] == [choice["logprobs"] for choice in body["choices"]]
+    assert view["prompt_logprobs"] == body["prompt_logprobs"]
+    with http.stream("GET", f"/v1/jobs/{body['request_id']}/stream?index=1&from_offset=5") as response:
+        streamed = [data for kind, _, data in events(response) if kind == "tokens"]
+    assert [entry for data in streamed for entry in data["logprobs"]] == body["choices"][1]["logprobs"][5:]
+    assert http.post("/v1/generate", json=STORY).json()["logprobs"] is None
+
+
 def test_batch_keeps_order_and_isolates_failures(http: httpx.Client) -> None:
     requests = [{**STORY, "seed": 1}, {"prompt_token_ids": [999_999], "max_tokens": 4}, {**STORY, "seed": 2}]
     answer = http.post("/v1/batch", json={"requests": requests})

@@ -93,6 +93,10 @@ def test_chat_logprobs_name_each_token(client: openai.OpenAI) -> None:
         assert entry.logprob <= 0
         assert len(entry.top_logprobs) == 3
         assert math.isclose(max(top.logprob for top in entry.top_logprobs), entry.top_logprobs[0].logprob)
+        assert len({top.token for top in entry.top_logprobs}) == 3
+        assert all(bytes(top.bytes or ()).decode(errors="replace") for top in entry.top_logprobs)
+        chosen = [top.token for top in entry.top_logprobs if top.logprob == entry.logprob]
+        assert not chosen or chosen == [entry.token], "the same token goes by the same name"
     streamed: list[Any] = []
     for chunk in client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=3, stream=True):
         for choice in chunk.choices:
@@ -110,6 +114,8 @@ def test_completion_of_several_prompts_numbers_all_choices(client: openai.OpenAI
         assert choice.logprobs is not None
         assert choice.logprobs.tokens is not None
         assert len(choice.logprobs.tokens) == 8
+        assert "".join(choice.logprobs.tokens) == choice.text
+        assert not any("token_id" in name for top in choice.logprobs.top_logprobs or () for name in top)
     texts = dict.fromkeys(range(4), "")
     for chunk in client.completions.create(**wanted, max_tokens=8, stream=True, extra_body={"ignore_eos": True}):
         for streamed in chunk.choices:

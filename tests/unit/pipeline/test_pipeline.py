@@ -127,6 +127,11 @@ def test_logprobs_come_with_each_token() -> None:
         assert chunk.logprobs is not None
         assert len(chunk.logprobs) == len(chunk.token_ids)
         assert all(len(record.top) == 2 for record in chunk.logprobs)
+        for token, record in zip(chunk.token_ids, chunk.logprobs, strict=True):
+            assert record.spelled == tuple(map(tokenizer().token_bytes, (token, *(other for other, _ in record.top))))
+    assert collected.results["x"].choices[0].logprobs == tuple(
+        record for chunk in collected.chunks["x"] for record in chunk.logprobs or ()
+    )
 
 
 def test_prompt_logprobs_cover_all_but_the_first_token_even_after_a_prefix_hit() -> None:
@@ -136,7 +141,10 @@ def test_prompt_logprobs_cover_all_but_the_first_token_even_after_a_prefix_hit()
     assert result.prompt_logprobs is not None
     assert len(result.prompt_logprobs) == 22
     assert result.prompt_logprobs[0] is None
-    assert all(record is not None and len(record.top) == 1 for record in result.prompt_logprobs[1:])
+    assert all(
+        record is not None and len(record.top) == 1 and len(record.spelled) == 2
+        for record in result.prompt_logprobs[1:]
+    )
     assert result.usage.cached_tokens == 0
 
 

@@ -26,11 +26,18 @@ from penstock_core.protocol.requests import ChatMessage, GenerationRequest, Resp
 from penstock_core.protocol.workers import WorkerRecord
 
 token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
-logprob = st.builds(
-    TokenLogprob,
-    st.floats(-100, 0),
-    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 0)), max_size=3).map(tuple),
-)
+tops = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 0)), max_size=3).map(tuple)
+
+
+@st.composite
+def _logprobs(draw: st.DrawFn) -> TokenLogprob:
+    """With the tokens' spellings, or from a worker that knew none."""
+    top = draw(tops)
+    spelled = draw(st.just(()) | st.tuples(*[st.binary(max_size=4)] * (1 + len(top))))
+    return TokenLogprob(draw(st.floats(-100, 0)), top, spelled)
+
+
+logprob = _logprobs()
 texts = st.text(max_size=20)
 counts = st.integers(0, 2**40)
 chunks = st.builds(

@@ -1,8 +1,4 @@
-"""From job results and token chunks to OpenAI's response objects. Pure: no I/O.
-
-The gateway has no tokenizer. In log-probabilities a chosen token is shown as the text it released, and a token whose
-text is not known here as `token_id:<id>`.
-"""
+"""From job results and token chunks to OpenAI's response objects. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -77,7 +73,7 @@ class Logprobs:
     """Log-probabilities of some tokens of one choice, with their texts."""
 
     def __init__(self, text_offset: int = 0) -> None:
-        self._entries: list[tuple[int, str, TokenLogprob]] = []
+        self._entries: list[tuple[str, TokenLogprob]] = []
         self._text_offset = text_offset
 
     @classmethod
@@ -85,7 +81,7 @@ class Logprobs:
         """Those of the chunks, in order; `text_offset` characters came before."""
         made = cls(text_offset)
         for chunk in chunks:
-            made._entries += zip(chunk.token_ids, chunk.pieces, chunk.logprobs or (), strict=False)
+            made._entries += zip(chunk.pieces, chunk.logprobs or (), strict=False)
         return made
 
     def shown(self, kind: Kind) -> dict[str, Any]:
@@ -93,42 +89,38 @@ class Logprobs:
         return self._chat() if kind == "chat" else self._text()
 
     def _chat(self) -> dict[str, Any]:
-        content = [
-            {
-                **_token(token_id, _name(token_id, piece), entry.logprob),
-                "top_logprobs": [_token(other, _name_of(other, token_id, piece), value) for other, value in entry.top],
-            }
-            for token_id, piece, entry in self._entries
-        ]
+        content = []
+        for piece, entry in self._entries:
+            chosen, *others = _names(entry, piece)
+            top = [
+                {"token": name, "logprob": value, "bytes": spelling}
+                for (_, value), (name, spelling) in zip(entry.top, others, strict=True)
+            ]
+            content.append({"token": chosen[0], "logprob": entry.logprob, "bytes": chosen[1], "top_logprobs": top})
         return {"content": content, "refusal": None}
 
     def _text(self) -> dict[str, Any]:
         offsets, at = [], self._text_offset
-        for _, piece, _ in self._entries:
+        for piece, _ in self._entries:
             offsets.append(at)
             at += len(piece)
+        names = [[name for name, _ in _names(entry, piece)] for piece, entry in self._entries]
         return {
-            "tokens": [_name(token_id, piece) for token_id, piece, _ in self._entries],
-            "token_logprobs": [entry.logprob for _, _, entry in self._entries],
+            "tokens": [chosen for chosen, *_ in names],
+            "token_logprobs": [entry.logprob for _, entry in self._entries],
             "top_logprobs": [
-                {_name_of(other, token_id, piece): value for other, value in entry.top}
-                for token_id, piece, entry in self._entries
+                {name: value for name, (_, value) in zip(others, entry.top, strict=True)}
+                for (_, *others), (_, entry) in zip(names, self._entries, strict=True)
             ],
             "text_offset": offsets,
         }
 
 
-def _name(token_id: int, piece: str) -> str:
-    return piece or f"token_id:{token_id}"
-
-
-def _name_of(other: int, token_id: int, piece: str) -> str:
-    return _name(token_id, piece) if other == token_id else f"token_id:{other}"
-
-
-def _token(token_id: int, name: str, logprob: float) -> dict[str, Any]:
-    known = name != f"token_id:{token_id}"
-    return {"token": name, "logprob": logprob, "bytes": list(name.encode()) if known else None}
+def _names(entry: TokenLogprob, piece: str) -> list[tuple[str, list[int] | None]]:
+    """Text and bytes of the chosen token, then of the likeliest; what a worker did not spell goes by its id."""
+    if entry.spelled:
+        return [(name, list(spelling)) for name, spelling in zip(entry.tokens, entry.spelled, strict=True)]
+    return [(piece, list(piece.encode())), *((f"token_id:{token_id}", None) for token_id, _ in entry.top)]
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
