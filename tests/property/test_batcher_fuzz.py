@@ -220,7 +220,7 @@ class Fuzz:
             self.update(batch, answers)
 
     def read(self) -> bool:
-        """Take the tokens of the step that was launched ahead, if there is one; False if it turns out to have failed."""
+        """Take the tokens of the step that was launched ahead, if there is one; False if it has failed."""
         if self.ahead is None:
             return True
         ahead, self.ahead = self.ahead, None

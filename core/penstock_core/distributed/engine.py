@@ -24,7 +24,7 @@ from penstock_core.distributed import launch
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.followers import Followers
 from penstock_core.distributed.group import ProcessGroup
-from penstock_core.distributed.inputs import choose_device, index_on_device, on_device
+from penstock_core.distributed.inputs import carry, choose_device, index_on_device, on_device
 from penstock_core.distributed.measure import measure_activations
 from penstock_core.distributed.memory import (
     MemoryReport,
@@ -277,19 +277,25 @@ class DistributedInferenceEngine:
         )
         return cls(model, config, memory, group)
 
-    def forward(self, batch: TokenBatch) -> StepOutput:
+    def forward(self, batch: TokenBatch, chosen: torch.Tensor | None = None) -> StepOutput:
         """Compute one step, on all ranks.
+
+        Args:
+            batch: the step.
+            chosen: int64 [R] on the device, the tokens of the step before, where the batch carries some of them. One
+                rank only.
 
         Raises:
             EngineFailed: the ranks do not move together any more; no further step is possible.
         """
         if self.group is None:
-            return StepOutput(self.compute(batch))
+            return StepOutput(self.compute(batch, chosen))
+        assert batch.carried is None, "tokens that only rank 0 has"
         with self._together():
             self.group.messages.send(Order.STEP, pack(batch))
             return StepOutput(self.compute(batch))
 
-    def compute(self, batch: TokenBatch) -> torch.Tensor:
+    def compute(self, batch: TokenBatch, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """This rank's part of a step: move pages, write the new keys and values, return the logits to be sampled.
 
         Only rank 0's logits are whole.
@@ -301,7 +307,7 @@ class DistributedInferenceEngine:
         ):
             if moves:
                 move_pages(sources, destinations, moves)
-        parts = [self._pass_through(part) for part in cut(batch, self._num_parts(batch.num_tokens))]
+        parts = [self._pass_through(part, chosen) for part in cut(batch, self._num_parts(batch.num_tokens))]
         self._hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.logits(None if len(batch.logit_rows) == batch.num_tokens else batch.logit_rows)
 
@@ -377,9 +383,11 @@ class DistributedInferenceEngine:
                 self._broken = self._followers.fallen(_LAST_WORDS_S) or self._broken
             raise EngineFailed(f"the group of ranks is broken: {self._broken}") from error
 
-    def _pass_through(self, part: TokenBatch) -> torch.Tensor:
+    def _pass_through(self, part: TokenBatch, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """One piece of a step through this stage's layers, from the stage before to the one after."""
         inputs = on_device(part, self.page_size, self.device)
+        if part.carried is not None and chosen is not None:
+            carry(part.carried, chosen, inputs.token_ids)
         group, hidden = self.group, None
         if group is not None and group.previous is not None:
             shape = part.num_tokens, self.config.hidden_size

@@ -47,6 +47,19 @@ def on_device(batch: TokenBatch, page_size: int, device: torch.device) -> Attent
     )
 
 
+def carry(carried: npt.NDArray[np.int64], chosen: torch.Tensor, token_ids: torch.Tensor) -> None:
+    """Put tokens that are still on the device among a step's inputs, without waiting for them.
+
+    Args:
+        carried: int64 [2, C]; see `TokenBatch`.
+        chosen: int64 [R], the tokens of the step before. One that is no token (-1) is replaced by any: its sequence is
+            at its end, and what this step makes of it is thrown away.
+        token_ids: of this step, filled in place.
+    """
+    places, sources = index_on_device(carried, token_ids.device)
+    token_ids.index_copy_(0, places, chosen.index_select(0, sources).clamp_min(0).to(token_ids.dtype))
+
+
 def index_on_device(rows: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
     """Row numbers as a tensor, without waiting for the device."""
     index = torch.from_numpy(rows)

@@ -28,6 +28,8 @@ class PipelineConfig:
         speculation: draft tokens and check several in a step; None: decode plainly. Outputs are the same.
         distributed: process group.
         seed: where requests without a seed get theirs from; None: fresh ones in every process.
+        overlap: launch each step before the tokens of the one before are read, so that a GPU never waits for the host.
+            None: on a GPU, without speculation and on one rank; it does not work with drafts or several ranks.
         deterministic: a row's result does not depend on the rest of the batch, bit for bit, at some cost of speed.
         threads: CPU threads of each rank; None leaves PyTorch's setting alone, or shares the cores among several ranks.
         aging_interval_s, preemption_margin, target_step_ms: see `BatchingConfig`.
@@ -48,6 +50,7 @@ class PipelineConfig:
     speculation: SpeculationConfig | None = None
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     seed: int | None = None
+    overlap: bool | None = None
     deterministic: bool = False
     threads: int | None = None
     aging_interval_s: float = 60.0
@@ -60,7 +63,16 @@ class PipelineConfig:
             raise InvalidConfiguration("threads", f"{self.threads} is below 1")
         if self.batch_timeout_ms < 0.0:
             raise InvalidConfiguration("batch_timeout_ms", f"{self.batch_timeout_ms} is below 0 milliseconds")
+        if self.overlap and (self.speculation is not None or self.distributed.num_ranks > 1):
+            other = "speculation" if self.speculation is not None else "several ranks"
+            raise InvalidConfiguration("overlap", f"does not work with {other}; leave one of them out")
         self.batching(max_model_len=2, num_pages=1)
+
+    def overlaps(self, device_type: str) -> bool:
+        """`overlap`, or its default for a kind of device."""
+        if self.overlap is not None:
+            return self.overlap
+        return device_type == "cuda" and self.speculation is None and self.distributed.num_ranks == 1
 
     @property
     def name(self) -> str:

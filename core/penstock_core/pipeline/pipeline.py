@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,6 +24,7 @@ from penstock_core.pipeline.door import RequestDoor
 from penstock_core.pipeline.intake import Intake
 from penstock_core.pipeline.progress import RequestProgress
 from penstock_core.pipeline.requests import Capacity, EngineRequest, RequestOutput
+from penstock_core.pipeline.returns import ReturningTokens, TokenReturns
 from penstock_core.pipeline.statistics import Meter, PipelineStatistics
 from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.jobs import FinishReason
@@ -39,6 +40,14 @@ from penstock_core.sampling import (
 from penstock_core.speculative import DraftModelProposer, SpeculationConfig, SpeculativeDecoder, beside
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that is given to the device and counted as computed; its tokens are on their way."""
+
+    batch: TokenBatch
+    returning: ReturningTokens
 
 
 class UnifiedInferencePipeline:
@@ -99,6 +108,10 @@ class UnifiedInferencePipeline:
             new_table=self._new_table,
         )
         self._intake = Intake(self.tokenizer, Detokenizer(self.tokenizer), batching, frozenset(self._eos_token_ids))
+        self._returns: TokenReturns | None = None
+        if config.overlaps(self.engine.device.type):
+            self._returns = TokenReturns(self.engine.device, config.max_num_sequences)
+        self._launched: _Launched | None = None
         self._requests: dict[str, RequestProgress] = {}
         self._changed: dict[str, RequestProgress] = {}  # have something to deliver
         self._arrivals = 0
@@ -173,6 +186,9 @@ class UnifiedInferencePipeline:
             self._end_request(progress, FinishReason.CANCELLED)
         self._requests.clear()
         self._changed.clear()
+        if self._launched is not None:
+            self.batcher.fail(self._launched.batch)
+            self._launched = None
         if self._speculator is not None:
             self._speculator.close()
         self.engine.close()
@@ -183,15 +199,20 @@ class UnifiedInferencePipeline:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to compute or to deliver."""
-        return bool(self._changed) or self.batcher.has_work
+        return bool(self._changed) or self.batcher.has_work or self._launched is not None
 
     def step(self) -> list[RequestOutput]:
         """Compute one step; at most one output per request.
 
+        With `overlap`, this step is launched before the tokens of the one before are read, and those are delivered: the
+        device computes while the host prepares, and a sequence whose end is found late has computed one token too many,
+        which is thrown away. Steps whose options need the host (penalties, grammars, log-probabilities, on a GPU top-k
+        and top-p) are read at once, as all are without `overlap`.
+
         An error of the model or the sampler fails the requests of the step, with its message, and no others.
         """
         started = self.clock()
-        if not self.batcher.running and self.cache.num_available != self.cache.num_pages:
+        if self.batcher.holds_nothing and self.cache.num_available != self.cache.num_pages:
             self.cache.check(idle=True)  # raises: a page that leaked would never come back
         for sequence in self.batcher.expire(started):
             self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
@@ -199,28 +220,38 @@ class UnifiedInferencePipeline:
             self._propose_drafts(self._speculator)
         batch = self.batcher.schedule()
         if batch is None:
+            if self._launched is not None:
+                self._settle()
+                return self._deliver(self.clock())
             if self.batcher.has_work and not self._changed:
                 raise RuntimeError("the batcher has sequences, but schedules none of them")
             return self._deliver(started)
+        ahead, earlier = self._launched, None
         try:
             self._load_rows(batch, started)
             before = self.clock()
-            output = self.engine.forward(batch)
-            self._collect_prompt_logprobs(batch)
-            sampled = self._sampler.sample(
-                self._table, output.logits, batch.sample_rows, batch.output_positions, batch.drafts
-            )
+            chosen = self._compute(batch)
+            if ahead is not None:
+                earlier = ahead.returning.read()  # while the device computes this step
             now = self.clock()
             self._meter.forward_s += now - before
         except EngineFailed:
             raise  # no step can follow: whoever drives this pipeline ends its requests
         except Exception as error:
+            self._settle()
             self._fail(batch, error)
             return self._deliver(self.clock())
         except BaseException as error:  # an interrupt: leave a state that can go on
             self._fail(batch, error)
             raise
-        self._advance(batch, sampled, now)
+        if ahead is not None and earlier is not None:
+            self._launched = None
+            self._advance(ahead.batch, SampledTokens(earlier), now)
+        if isinstance(chosen, ReturningTokens):
+            self.batcher.launch(batch)
+            self._launched = _Launched(batch, chosen)
+        else:
+            self._advance(batch, chosen, now)
         outputs = self._deliver(now)
         self._count_step(batch, self.clock() - started)
         return outputs
@@ -234,6 +265,33 @@ class UnifiedInferencePipeline:
             self._speculator = None
             for sequence in self.batcher.running:
                 sequence.draft_ids = []
+
+    def _compute(self, batch: TokenBatch) -> SampledTokens | ReturningTokens:
+        """Run the model, and choose tokens: at once, or without waiting for them where that is possible."""
+        if self._launched is None:
+            output = self.engine.forward(batch)
+        else:
+            output = self.engine.forward(batch, self._launched.returning.tokens)
+        self._collect_prompt_logprobs(batch)
+        if self._returns is not None:
+            tokens = self._sampler.launch(self._table, output.logits, batch.sample_rows, batch.output_positions)
+            if tokens is not None:
+                return self._returns.send(tokens)
+        return self._sampler.sample(self._table, output.logits, batch.sample_rows, batch.output_positions, batch.drafts)
+
+    def _settle(self) -> None:
+        """Take the tokens of the step that was launched ahead, if there is one."""
+        ahead = self._launched
+        if ahead is None:
+            return
+        try:
+            tokens = ahead.returning.read()
+        except Exception as error:
+            self._launched = None
+            self._fail(ahead.batch, error)
+        else:
+            self._launched = None
+            self._advance(ahead.batch, SampledTokens(tokens), self.clock())
 
     def _load_rows(self, batch: TokenBatch, now_s: float) -> None:
         """Bring the sampler's rows in line with the batcher's."""
@@ -309,12 +367,12 @@ class UnifiedInferencePipeline:
                 if choice.logprobs is not None:
                     del choice.logprobs[kept - count :]
             if choice.finish_reason is not None:
-                if sequence.is_running:
+                if sequence.finish_reason is None:
                     self.batcher.finish(sequence, choice.finish_reason)
                 if choice.finish_reason is FinishReason.ERROR:
                     progress.error = "no token can be chosen: the options leave none, or the logits are not finite"
                 self._close_choice(progress)
-            elif progress.params.response_format is None:
+            elif progress.params.response_format is None and sequence.is_running:
                 rows += [sequence.row] * count
                 written += tokens
             if progress.first_token_s is None:

@@ -2,6 +2,7 @@
 
 There, hashing a whole vocabulary costs less than bringing its logits to the host. Noise and scores have the same bits
 as the host's (`noise.py` is shared), so for equal logits the tokens are equal; a test holds the two to each other.
+Nothing here waits for the device, except to find out how many tokens a top-k or a top-p leaves.
 """
 
 from __future__ import annotations
@@ -9,33 +10,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from penstock_core.sampling.noise import Float64, Int64, log, position_keys, token_noise
+from penstock_core.sampling.noise import Int64, log, position_keys, token_noise
 
 if TYPE_CHECKING:
     from penstock_core.sampling.table import SamplingTable
 
 
-def choose(table: SamplingTable, logits: torch.Tensor, rows: Int64, positions: Int64) -> Int64:
-    """Choose one token per row of logits [R, vocab]; -1 where there is none to choose. Waits for the device once."""
+def choose(table: SamplingTable, logits: torch.Tensor, rows: Int64, positions: Int64) -> torch.Tensor:
+    """Choose one token per row of logits [R, vocab]; -1 where there is none to choose. int64 [R], on their device."""
     greedy = table.greedy[rows]
     most_likely = logits.argmax(-1)
     tokens = most_likely
     if not greedy.all():
-        sampled = torch.from_numpy(np.flatnonzero(~greedy)).to(logits.device)
+        sampled = _to(logits.device, np.flatnonzero(~greedy))
         tokens = most_likely.index_copy(0, sampled, _draw(table, logits[sampled], rows[~greedy], positions[~greedy]))
     finite = logits.gather(-1, most_likely[:, None])[:, 0].isfinite()
-    chosen: Int64 = torch.where(finite, tokens, -1).cpu().numpy()
-    return chosen
+    return torch.where(finite, tokens, -1)
+
+
+def waits(table: SamplingTable, rows: Int64) -> bool:
+    """Whether choosing for `rows` waits for the device."""
+    return bool((((table.top_k[rows] > 0) | (table.top_p[rows] < 1.0)) & ~table.greedy[rows]).any())
+
+
+def _to(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:
+    """An array on the device; from pinned memory, which PyTorch reuses only after the copy, so nobody waits for it."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _draw(table: SamplingTable, logits: torch.Tensor, rows: Int64, positions: Int64) -> torch.Tensor:
-    def on_device(array: Int64 | Float64) -> torch.Tensor:
-        return torch.from_numpy(array).to(logits.device)[:, None]
-
-    temperature = on_device(table.temperature[rows])
-    keys = on_device(position_keys(table.stream[rows], positions))
+    temperature = _to(logits.device, table.temperature[rows])[:, None]
+    keys = _to(logits.device, position_keys(table.stream[rows], positions))[:, None]
     kept = _filter(table, logits, rows, temperature) if table.filtered[rows].any() else None
     ids = torch.arange(logits.shape[-1], dtype=torch.int64, device=logits.device)
     scores = logits.double() / temperature - log(token_noise(keys, ids))
@@ -49,7 +58,7 @@ def _filter(table: SamplingTable, logits: torch.Tensor, rows: Int64, temperature
     vocab = logits.shape[-1]
     weight = ((logits - logits.amax(-1, keepdim=True)).double() / temperature).exp()
     min_p, top_p, top_k = (
-        torch.from_numpy(option[rows]).to(logits.device)[:, None] for option in (table.min_p, table.top_p, table.top_k)
+        _to(logits.device, option[rows])[:, None] for option in (table.min_p, table.top_p, table.top_k)
     )
     kept = (weight >= min_p) & (logits > -torch.inf)
     if not ((table.top_k[rows] > 0) | (table.top_p[rows] < 1.0)).any():

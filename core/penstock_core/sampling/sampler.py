@@ -71,13 +71,26 @@ class Sampler:
         if logits.device.type == "cpu":
             tokens = _choose(table, logits.numpy(), rows, positions)
         else:
-            tokens = dense.choose(table, logits, rows, positions)
+            tokens = dense.choose(table, logits, rows, positions).cpu().numpy()
         if raw is None:
             return SampledTokens(tokens)
         place = np.full(len(rows), -1, dtype=np.int64)
         place[asking] = np.arange(len(asking))
         records = raw_logprobs(raw, np.maximum(tokens[asking], 0), table.logprobs[rows[asking]], place)
         return SampledTokens(tokens, records)
+
+    @torch.inference_mode()
+    def launch(self, table: SamplingTable, logits: torch.Tensor, rows: Int64, positions: Int64) -> torch.Tensor | None:
+        """`sample` for rows without drafts, whose tokens stay on the logits' device: int64 [R], nobody waits for them.
+
+        None where that cannot be: some row's options look at the tokens before, change logits, want log-probabilities,
+        or (on a GPU) filter by top-k or top-p.
+        """
+        if table.stateful(rows).any() or (table.logprobs[rows] >= 0).any():
+            return None
+        if logits.device.type == "cpu":
+            return torch.from_numpy(_choose(table, logits.numpy(), rows, positions))
+        return None if dense.waits(table, rows) else dense.choose(table, logits, rows, positions)
 
 
 def _choose(table: SamplingTable, logits: Float32, rows: Int64, positions: Int64) -> Int64:

@@ -17,6 +17,7 @@ import torch
 
 from penstock_core.batching import TokenBatch
 from penstock_core.distributed import StepOutput
+from penstock_core.distributed.inputs import carry
 from penstock_core.models.tokenizer import Tokenizer
 from penstock_core.pipeline import (
     ChoiceChunk,
@@ -43,6 +44,7 @@ class FakeEngine:
     """
 
     def __init__(self, num_pages: int = 256, page_size: int = 4, max_model_len: int = 256, host_pages: int = 0) -> None:
+        self.device = torch.device("cpu")
         self.config = SimpleNamespace(vocab_size=tokenizer().vocab_size, eos_token_ids=(EOS,))
         self.num_pages, self.page_size, self.page_bytes = num_pages, page_size, 1024
         self.max_model_len = max_model_len
@@ -54,8 +56,11 @@ class FakeEngine:
         self.poison = False
         self.sizes: list[int] = []
 
-    def forward(self, batch: TokenBatch) -> StepOutput:
+    def forward(self, batch: TokenBatch, chosen: torch.Tensor | None = None) -> StepOutput:
         self.sizes.append(batch.num_tokens)
+        if batch.carried is not None:
+            assert chosen is not None
+            carry(batch.carried, chosen, torch.from_numpy(batch.token_ids))
         if self.explode is not None:
             error, self.explode = self.explode, None
             raise error

@@ -1,4 +1,7 @@
-"""A request's tokens depend on its prompt, options and seed; not on the batch, the cache, preemption or attempts."""
+"""A request's tokens depend on its prompt, options and seed; not on the batch, the cache, preemption or attempts.
+
+Nor on whether the next step is launched before this one's tokens are read: each test runs both ways.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,18 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {**request.param, "ignore_eos": True, "max_tokens": 20}
 
 
+@pytest.fixture(params=[False, True], ids=["in turn", "overlapped"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 def outcome(result: Any) -> Any:
     return result.choices, result.prompt_logprobs
 
 
-def test_in_a_crowd_as_alone(options: dict[str, Any]) -> None:
+def test_in_a_crowd_as_alone(options: dict[str, Any], overlap: bool) -> None:
     alone = run_one(request("x", 23, **options))
-    pipe = pipeline(FakeEngine(num_pages=2048), max_num_sequences=64)
+    pipe = pipeline(FakeEngine(num_pages=2048), max_num_sequences=64, overlap=overlap)
     for i in range(63):
         pipe.add_request(request(f"other {i}", 5 + i % 17, seed=i, temperature=1.0, max_tokens=25))
     pipe.add_request(request("x", 23, **options))
@@ -41,16 +49,17 @@ def test_in_a_crowd_as_alone(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 3, 7])
-def test_chunked_as_whole(options: dict[str, Any], budget: int) -> None:
+def test_chunked_as_whole(options: dict[str, Any], budget: int, overlap: bool) -> None:
     whole = run_one(request("x", 23, **options))
     rows = 1 if budget == 1 else 3
-    chunked = run_one(request("x", 23, **options), pipeline(max_batch_tokens=budget, max_num_sequences=rows))
+    pipe = pipeline(max_batch_tokens=budget, max_num_sequences=rows, overlap=overlap)
+    chunked = run_one(request("x", 23, **options), pipe)
     assert outcome(chunked) == outcome(whole)
 
 
 @pytest.mark.parametrize("length", [23, 24, 25, 1, 4])
-def test_cached_as_cold(options: dict[str, Any], length: int) -> None:
-    pipe = pipeline()
+def test_cached_as_cold(options: dict[str, Any], length: int, overlap: bool) -> None:
+    pipe = pipeline(overlap=overlap)
     cold = run_one(request("cold", length, **options), pipe)
     warm = run_one(request("warm", length, **options), pipe)
     assert outcome(warm) == outcome(cold)
@@ -58,9 +67,9 @@ def test_cached_as_cold(options: dict[str, Any], length: int) -> None:
         assert warm.usage.cached_tokens >= (length - 1) // 4 * 4
 
 
-def test_preempted_as_undisturbed(options: dict[str, Any]) -> None:
+def test_preempted_as_undisturbed(options: dict[str, Any], overlap: bool) -> None:
     calm = [run_one(request(f"{i}", 26 + i, **options)) for i in range(4)]
-    crowded = pipeline(FakeEngine(num_pages=30, max_model_len=80))
+    crowded = pipeline(FakeEngine(num_pages=30, max_model_len=80), overlap=overlap)
     for i in range(4):
         crowded.add_request(request(f"{i}", 26 + i, cache_salt=f"{i}", **options))
     results = Collected(crowded).run().results
@@ -69,11 +78,11 @@ def test_preempted_as_undisturbed(options: dict[str, Any]) -> None:
         assert outcome(results[f"{i}"]) == outcome(calm[i])
 
 
-def test_resumed_anywhere_as_never_interrupted(options: dict[str, Any]) -> None:
+def test_resumed_anywhere_as_never_interrupted(options: dict[str, Any], overlap: bool) -> None:
     if "best_of" in options:
         pytest.skip("best_of publishes nothing before the end")
-    pipe = pipeline()
-    whole = run_one(request("x", 23, **options), pipe)
+    whole = run_one(request("x", 23, **options))
+    pipe = pipeline(overlap=overlap)
     length = max(len(choice.token_ids) for choice in whole.choices)
     for cut in range(length + 1):
         resume = []
