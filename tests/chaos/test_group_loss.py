@@ -58,7 +58,7 @@ def serving(client: Client, *, after: WorkerRecord | None = None) -> WorkerRecor
 
 def ask_health(port: int) -> tuple[int, dict[str, Any]]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.load(refusal)
@@ -85,13 +85,13 @@ def test_a_killed_rank_costs_no_job_and_no_token_and_its_group_is_back(
     (follower_process,) = rank_0.children()
     followers = follow(client)
     for one in followers:
-        assert one.started.wait(90)
+        assert one.started.wait(180)
     killed_at = time.monotonic()
     os.kill(rank_0.pid if victim == "rank 0" else follower_process.pid, signal.SIGKILL)
     until(lambda: ask_health(port)[0] == 503, "health to turn red")
     red_after_s = time.monotonic() - killed_at
     assert "0 of 1 groups serve" in ask_health(port)[1]["detail"]
-    _, left = psutil.wait_procs([rank_0, follower_process], timeout=30)
+    _, left = psutil.wait_procs([rank_0, follower_process], timeout=120)
     assert not left, "a rank outlived its group"
     second = serving(client, after=first)
     back_after_s = time.monotonic() - killed_at
@@ -116,6 +116,6 @@ def test_a_group_goes_with_its_supervisor(client: Client, start_worker: StartWor
     ranks = [rank_0, *rank_0.children()]
     assert len(ranks) == 2
     supervisor.kill()
-    _, left = psutil.wait_procs(ranks, timeout=60)
+    _, left = psutil.wait_procs(ranks, timeout=120)
     assert not left
     until(lambda: snapshot(client).workers == [], "the group to sign off")

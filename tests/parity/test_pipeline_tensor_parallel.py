@@ -33,7 +33,7 @@ def group(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Inferenc
     yield made
     assert made.pipeline.engine.fallen() is None
     made.shutdown(timeout_s=30)
-    assert not psutil.wait_procs(processes, timeout=30)[1], "followers outlive their group"
+    assert not psutil.wait_procs(processes, timeout=120)[1], "followers outlive their group"
 
 
 def test_seeded_tokens_and_logprobs(alone: InferencePipelineExecutor, group: InferencePipelineExecutor) -> None:

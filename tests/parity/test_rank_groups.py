@@ -64,7 +64,7 @@ def test_rank_killed_mid_step_ends_the_group_with_the_reason(checkpoint: Path, c
         engine.generate(PROMPTS, SAMPLED)
     assert "exit code" in (engine.pipeline.engine.fallen() or "")
     engine.pipeline.engine.close()
-    assert not psutil.wait_procs(processes, timeout=30)[1], "followers outlive their group"
+    assert not psutil.wait_procs(processes, timeout=120)[1], "followers outlive their group"
 
 
 def test_idle_group_tells_that_a_rank_has_ended(checkpoint: Path) -> None:
@@ -88,7 +88,7 @@ def test_followers_end_with_rank_0(checkpoint: Path) -> None:
     pipe = followers._processes[0].stdin
     assert pipe is not None
     pipe.close()  # what the end of this process would do
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     engine.pipeline.engine.close()
 
 

@@ -50,7 +50,7 @@ def test_ranks_together_equal_one_rank(name: str, checkpoints: Path) -> None:
     environment = {**os.environ, "RANK_ORDER": json.dumps({"config": config, "families": families})}
     ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(size)]
     try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0] * size
+        assert [rank.wait(timeout=240) for rank in ranks] == [0] * size
     finally:
         for rank in ranks:
             rank.kill()

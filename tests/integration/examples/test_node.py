@@ -14,8 +14,9 @@ import pytest
 import redis
 
 from penstock import Client
+from penstock_core.protocol.keys import QueueKeys
 from tests.redis_server import RedisServer
-from tests.worker_process import WorkerProcess
+from tests.worker_process import WorkerProcess, until
 
 pytestmark = pytest.mark.integration
 
@@ -55,16 +56,28 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(start_redis: Callable[..., RedisServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a queue that a real worker serves."""
-    server = start_redis()
-    with Client(server.url, queue=QUEUE) as made:
-        worker = WorkerProcess(server.url, tmp_path_factory.mktemp("worker"), "w1", "--queue", QUEUE, "--deterministic")
-        try:
-            worker.wait_until_ready(made)
-            yield made
-        finally:
-            worker.end()
+def url(example: Path, start_redis: Callable[..., RedisServer]) -> str:
+    """A broker of this module's own, where the example can run at all."""
+    return start_redis().url
+
+
+@pytest.fixture(scope="module")
+def worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A real worker of the example's queue."""
+    made = WorkerProcess(url, tmp_path_factory.mktemp("worker"), "w1", "--queue", QUEUE, "--deterministic")
+    try:
+        with Client(url, queue=QUEUE) as client:
+            made.wait_until_ready(client)
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def client(url: str, worker: WorkerProcess) -> Iterator[Client]:
+    """A client of the queue that the worker serves."""
+    with Client(url, queue=QUEUE) as made:
+        yield made
 
 
 def start_node(example: Path, client: Client, *arguments: str) -> subprocess.Popen[str]:
@@ -108,18 +121,28 @@ def test_node_reads_an_ended_job_from_its_log(example: Path, client: Client) -> 
     assert done.stdout == result.text
 
 
-def test_node_loses_and_repeats_nothing_when_its_connections_are_cut(example: Path, client: Client) -> None:
+def test_node_loses_and_repeats_nothing_when_its_connections_are_cut(
+    example: Path, client: Client, worker: WorkerProcess
+) -> None:
+    """The worker stands still while node starts and while it is cut off, so that both happen in mid-stream."""
+    worker.freeze()
     job = client.submit(PROMPT, seed=22, max_tokens=600, ignore_eos=True)
+    channel = QueueKeys(QUEUE).channel(job.id)
     with start_node(example, client, "--job", job.id) as process, redis.Redis.from_url(client.settings.url) as admin:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
+            until(lambda: process.poll() is not None or admin.pubsub_numsub(channel)[0][1], "node to listen")
+            worker.thaw()
             text = process.stdout.read(1)
+            worker.freeze()
             cut = [admin.client_kill_filter(_type=kind, skipme=True) for kind in ("normal", "pubsub")]
+            worker.thaw()
             text += process.stdout.read()
             said = process.stderr.read()
             process.wait(RUN_TIMEOUT_S)
         finally:
+            worker.thaw()
             process.kill()
     assert min(cut) >= 1
     assert process.returncode == 0, said

@@ -21,7 +21,7 @@ def run(*args: str, env: dict[str, str] | None = None):
 
 
 def in_fresh_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_help_names_every_command_with_its_summary():
