@@ -41,7 +41,9 @@ def main() -> int:
 
 
 def _end_with_rank_0() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: a thread that is inside its buffer when the interpreter ends makes that a fatal error.
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 
 
