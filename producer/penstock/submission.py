@@ -9,25 +9,31 @@ from __future__ import annotations
 import difflib
 import os
 import random
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from struct import pack
 from typing import Any, Literal, TypedDict
 
 from pydantic import ValidationError
 
 from penstock.settings import ClientSettings
-from penstock_core.protocol.codec import encode_request
+from penstock_core.protocol.codec import encode_request, encode_request_fields, plain_sampling
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.requests import (
+    MAX_PROMPT_CHARS,
+    MAX_PROMPT_TOKENS,
+    MAX_SEED,
     ChatMessage,
     GenerationRequest,
     JobOptions,
     ResponseFormat,
     SamplingParams,
     invalid_request,
+    pack_ids,
 )
 from penstock_core.protocol.transitions import NewJob
 
@@ -36,6 +42,7 @@ from penstock_core.protocol.transitions import NewJob
 _AFFINITY_MIN_CHARS = 64
 _AFFINITY_MAX_CHARS = 512
 _CHARS_PER_TOKEN = 4
+_AFFINITY_MAX_IDS = _AFFINITY_MAX_CHARS // _CHARS_PER_TOKEN
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -102,13 +109,14 @@ _REQUEST_FIELDS = frozenset({"prompt", "messages", "prompt_token_ids", "request"
 KNOWN_OPTIONS = _SAMPLING_FIELDS | _DELIVERY_FIELDS | _REQUEST_FIELDS
 
 
-def prepare(settings: ClientSettings, given: Mapping[str, Any], *, at: str = "") -> NewJob:
+def prepare(settings: ClientSettings, given: Mapping[str, Any], *, at: str = "", job_id: str | None = None) -> NewJob:
     """Validate one job and encode it.
 
     Args:
         settings: gives tenant and model where the job does not.
         given: the keywords, see `JobItem`. A prompt of None counts as not given.
         at: what to put before a field's name in an error, such as `jobs[3].`.
+        job_id: None makes one.
 
     Raises:
         InvalidRequest: names the field, the value, the limit, and for an unknown option the nearest known one.
@@ -130,23 +138,32 @@ def prepare(settings: ClientSettings, given: Mapping[str, Any], *, at: str = "")
         tenant = delivery_values["tenant"]
         plain = len(delivery_values) == 1 and type(tenant) is str
         options = _plain_options(tenant) if plain else JobOptions.model_validate(delivery_values)
-        request = _request(settings, request_values, sampling_values, at)
+        work = _plain_work(settings, request_values, sampling_values)
+        if work is None:
+            work = _work_of(_request(settings, request_values, sampling_values, at))
     except ValidationError as error:
         raise invalid_request(error, at) from None
-    return _new_job(request, options)
+    return NewJob(
+        job_id=job_id if job_id is not None else new_job_id(),
+        request=work.request,
+        options=options,
+        input_tokens=work.input_tokens,
+        output_tokens=work.output_tokens,
+        affinity=_affinity_tag(options.tenant, work.beginning) if options.affinity is None else options.affinity,
+    )
 
 
 def prepare_many(settings: ClientSettings, items: Sequence[str | Mapping[str, Any]]) -> list[NewJob]:
     """Validate and encode all items, or raise `InvalidRequest` naming the index of the first bad one."""
     jobs = []
-    for index, item in enumerate(items):
+    for (index, item), job_id in zip(enumerate(items), new_job_ids(len(items)), strict=True):
         if isinstance(item, str):
             item = {"prompt": item}
         elif not isinstance(item, Mapping):
             raise InvalidRequest(
                 f"jobs[{index}]", f"expected a prompt or a mapping of submit's keywords, got {type(item).__name__}"
             )
-        jobs.append(prepare(settings, item, at=f"jobs[{index}]."))
+        jobs.append(prepare(settings, item, at=f"jobs[{index}].", job_id=job_id))
     return jobs
 
 
@@ -156,41 +173,110 @@ def _plain_options(tenant: str) -> JobOptions:
     return JobOptions.model_validate({"tenant": tenant})
 
 
-def _new_job(request: GenerationRequest, options: JobOptions) -> NewJob:
-    return NewJob(
-        job_id=new_job_id(),
-        request=encode_request(request),
-        options=options,
-        input_tokens=request.estimated_prompt_tokens(),
-        output_tokens=request.estimated_output_tokens(),
-        affinity=affinity_tag(options.tenant, request) if options.affinity is None else options.affinity,
+def new_job_id() -> str:
+    """See `new_job_ids`."""
+    return next(new_job_ids(1))
+
+
+def new_job_ids(count: int) -> Iterator[str]:
+    """Each 32 hex digits: microseconds since 1970, then 72 random bits, so that ids sort by submission."""
+    now, random_bits = time.time_ns() // 1000, os.urandom(9 * count).hex()
+    return (f"{now:014x}{random_bits[i : i + 18]}" for i in range(0, 18 * count, 18))
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is to be generated: the encoded request, estimates in tokens, and the prompt's beginning.
+
+    `beginning` is empty where a prompt is too short for an affinity to gain anything.
+    """
+
+    request: bytes
+    input_tokens: int
+    output_tokens: int
+    beginning: bytes
+
+
+_SCALARS = frozenset({int, float, bool, str, type(None)})
+
+
+def _plain_work(settings: ClientSettings, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> _Work | None:
+    """The work of an ordinary job: one prompt in text or ids, single-valued sampling options. None for any other, and
+    for whatever may be wrong: `_request` knows how to say it.
+
+    Same bytes, a third of the time: options that were seen before are not validated again, and no model is made.
+    """
+    options = dict(overrides)
+    seed = options.pop("seed", None)
+    if len(values) != 1 or not _SCALARS.issuperset(map(type, options.values())):
+        return None
+    if seed is None:
+        seed = random.getrandbits(63)
+    elif type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        return None
+    fields: dict[str, Any] = dict(values)
+    ids, prompt = values.get("prompt_token_ids"), values.get("prompt")
+    try:
+        if type(ids) is list and 0 < len(ids) <= MAX_PROMPT_TOKENS:
+            packed = pack_ids(ids)
+            if packed is None:
+                return None
+            input_tokens, beginning = len(ids), _beginning_of_ids(packed[:_AFFINITY_MAX_IDS])
+        elif type(prompt) is str and 0 < len(prompt) <= MAX_PROMPT_CHARS:
+            text = prompt.encode()
+            input_tokens, beginning = len(text) // 4 + 1, _beginning_of_text(prompt)
+        else:
+            return None
+        sampling, output_tokens = _known_sampling(tuple(options.items()), tuple(map(type, options.values())))
+        if settings.model is not None:
+            fields["model"] = settings.model
+        fields["sampling"] = {**sampling, "seed": seed}
+        return _Work(encode_request_fields(fields), input_tokens, output_tokens, beginning)
+    except (TypeError, ValueError, OverflowError, InvalidRequest):  # pydantic's error is a ValueError
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _known_sampling(options: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> tuple[Mapping[str, Any], int]:
+    """Single-valued options, validated: their encoded form, and the output estimate. `types` tells 1 from True."""
+    sampling = _sampling(None, dict(options), "")
+    fields = plain_sampling(sampling)
+    del fields["seed"]  # every job has its own
+    return fields, sampling.estimated_output_tokens()
+
+
+def _work_of(request: GenerationRequest) -> _Work:
+    if request.prompt is not None:
+        beginning = _beginning_of_text(request.prompt)
+    elif request.messages is not None:  # the first alone, so that all turns of a conversation go to one worker
+        beginning = _beginning_of_text(request.messages[0].content)
+    else:
+        beginning = _beginning_of_ids(array("i", (request.prompt_token_ids or ())[:_AFFINITY_MAX_IDS]))
+    return _Work(
+        encode_request(request), request.estimated_prompt_tokens(), request.estimated_output_tokens(), beginning
     )
 
 
-def new_job_id() -> str:
-    """32 hex digits: microseconds since 1970, then 72 random bits, so that ids sort by submission."""
-    return f"{time.time_ns() // 1000:014x}{os.urandom(9).hex()}"
+def _beginning_of_text(text: str) -> bytes:
+    beginning = text[:_AFFINITY_MAX_CHARS].encode()
+    return beginning if len(beginning) >= _AFFINITY_MIN_CHARS else b""
 
 
-def affinity_tag(tenant: str, request: GenerationRequest) -> str:
+def _beginning_of_ids(ids: array[int]) -> bytes:
+    """`ids` are the first, as many as count."""
+    if len(ids) * _CHARS_PER_TOKEN < _AFFINITY_MIN_CHARS:
+        return b""
+    if sys.byteorder != "little":
+        ids.byteswap()  # the tag must not depend on the machine
+    return ids.tobytes()
+
+
+def _affinity_tag(tenant: str, beginning: bytes) -> str:
     """Tag that requests sharing the beginning of their prompt have in common; empty where nothing is gained.
 
-    Of a conversation only the first message counts, so that all its turns go to one worker. The tenant is part of the
-    tag, because prefix caches are not shared between tenants.
+    The tenant is part of the tag, because prefix caches are not shared between tenants.
     """
-    if request.prompt is not None:
-        beginning = request.prompt[:_AFFINITY_MAX_CHARS].encode()
-        length = len(beginning)
-    elif request.messages is not None:
-        beginning = request.messages[0].content[:_AFFINITY_MAX_CHARS].encode()
-        length = len(beginning)
-    else:
-        ids = (request.prompt_token_ids or ())[: _AFFINITY_MAX_CHARS // _CHARS_PER_TOKEN]
-        length = len(ids) * _CHARS_PER_TOKEN
-        beginning = pack(f"<{len(ids)}I", *ids)
-    if length < _AFFINITY_MIN_CHARS:
-        return ""
-    return blake2b(beginning, digest_size=8, key=tenant.encode()).hexdigest()
+    return blake2b(beginning, digest_size=8, key=tenant.encode()).hexdigest() if beginning else ""
 
 
 def _request(settings: ClientSettings, values: dict[str, Any], overrides: dict[str, Any], at: str) -> GenerationRequest:

@@ -39,6 +39,8 @@ _MAX_ELEMENTS = 4 * 1024 * 1024
 
 _CHUNK, _ENDED = 0, 1
 _TEXT, _INTEGER = frozenset({str}), frozenset({int})
+_STATES = {state.value: state for state in JobState}  # a call of the enum costs three times as much
+_REASONS = {reason.value: reason for reason in FinishReason}
 _pack: Callable[[Any], bytes] = msgpack.packb
 
 
@@ -120,13 +122,13 @@ def decode_event(data: bytes) -> Event:
                 _count(offset, "offset"),
                 _token_ids(token_ids),
                 _strings(pieces),
-                FinishReason(finish_reason) if finish_reason is not None else None,
+                _reason(finish_reason) if finish_reason is not None else None,
                 _read_logprobs(rest[0]) if rest else None,
             )
         if record[1] == _ENDED:
             _, _, state, attempt, result, failure, *_ = record
             return JobEnded(
-                JobState(state),
+                _STATES.get(state) or JobState(state),
                 _count(attempt, "attempt"),
                 _read_result(result) if result is not None else None,
                 JobFailure(*_strings(failure[:2])) if failure is not None else None,
@@ -217,17 +219,18 @@ def _plain_result(result: JobResult) -> tuple[Any, ...]:
 
 def _read_result(value: Any) -> JobResult:
     choices, usage, timings, prompt_logprobs, worker, model, *_ = value
+    prompt_tokens, completion_tokens, cached_tokens, *_ = usage
     return JobResult(
-        choices=tuple(_read_choice(choice) for choice in choices),
-        usage=Usage(*(_count(n, "usage") for n in usage[:3])),
-        timings=_read_timings(timings),
-        prompt_logprobs=(
-            tuple(_read_logprob(lp) if lp is not None else None for lp in prompt_logprobs)
+        tuple([_read_choice(choice) for choice in choices]),
+        Usage(_count(prompt_tokens, "usage"), _count(completion_tokens, "usage"), _count(cached_tokens, "usage")),
+        _read_timings(timings),
+        (
+            tuple([_read_logprob(lp) if lp is not None else None for lp in prompt_logprobs])
             if prompt_logprobs is not None
             else None
         ),
-        worker=_string(worker),
-        model=_string(model),
+        _string(worker),
+        _string(model),
     )
 
 
@@ -250,9 +253,13 @@ def _read_choice(value: Any) -> Choice:
         _count(index, "index"),
         _string(text),
         _token_ids(token_ids),
-        FinishReason(finish_reason),
+        _reason(finish_reason),
         _read_logprobs(logprobs) if logprobs is not None else None,
     )
+
+
+def _reason(value: Any) -> FinishReason:
+    return _REASONS.get(value) or FinishReason(value)
 
 
 def _count(value: Any, name: str) -> int:
@@ -293,7 +300,12 @@ def encode_request(request: GenerationRequest) -> bytes:
         fields["messages"] = [(message.role, message.content) for message in messages]
     sampling: SamplingParams | None = fields.get("sampling")
     if sampling is not None:
-        fields["sampling"] = _plain_sampling(sampling)
+        fields["sampling"] = plain_sampling(sampling)
+    return encode_request_fields(fields)
+
+
+def encode_request_fields(fields: Mapping[str, Any]) -> bytes:
+    """Bytes of a request whose fields, known to be valid, are plain values already. Raises as `encode_request`."""
     try:
         data = _pack((VERSION, fields))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -305,7 +317,8 @@ def encode_request(request: GenerationRequest) -> bytes:
     return data
 
 
-def _plain_sampling(sampling: SamplingParams) -> dict[str, Any]:
+def plain_sampling(sampling: SamplingParams) -> dict[str, Any]:
+    """The options that were set, as a request record has them."""
     fields: dict[str, Any] = {name: getattr(sampling, name) for name in sampling.model_fields_set}
     if fields.get("logit_bias"):
         fields["logit_bias"] = list(fields["logit_bias"].items())  # map keys are strings in every record

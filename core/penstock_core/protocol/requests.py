@@ -6,14 +6,27 @@ sampling options; the engine reads the same object. Never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.keys import DEFAULT_TENANT as DEFAULT_TENANT
 from penstock_core.protocol.keys import TENANT_PATTERN
+from penstock_core.protocol.refusals import first_problem, place_of, refusal
 
 MAX_PROMPT_TOKENS = 1_048_576
 MAX_PROMPT_CHARS = 4_194_304
@@ -27,8 +40,27 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def pack_ids(ids: Sequence[Any]) -> array[int] | None:
+    """A prompt's ids as 32-bit integers, or None where one of them is not plainly what `TokenId` says."""
+    try:
+        packed = array("i", ids)  # refuses what is no integer, and what is beyond 32 bits
+    except (TypeError, OverflowError):
+        return None
+    if packed.itemsize == 4 and sys.byteorder == "little":
+        return packed if packed.tobytes()[3::4].isascii() else None  # the highest bit of a negative number is set
+    return packed if not ids or min(packed) >= 0 else None
+
+
+def _ids_at_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A whole prompt at once: a constraint on each element costs eight times as much. `validate` says what is wrong."""
+    if type(value) is list or type(value) is tuple:
+        ids = pack_ids(value)
+        if ids is not None and 0 < len(ids) <= MAX_PROMPT_TOKENS:
+            return tuple(ids)
+    return validate(value)
+
+
 def _in_range(ids: tuple[int, ...]) -> tuple[int, ...]:
-    """What `TokenId` says, for a whole prompt at once: a constraint on every element costs six times as much."""
     if ids and (min(ids) < 0 or max(ids) >= 2**31):
         position = next(i for i, token_id in enumerate(ids) if not 0 <= token_id < 2**31)
         raise ValueError(f"the id at position {position} is {ids[position]}; token ids are from 0 to {2**31 - 1}")
@@ -52,18 +84,11 @@ class _Record(BaseModel):
 
 def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
     """Turn pydantic's report into one `InvalidRequest` naming field, value and limit of the first problem."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-")) or "request"
-    shown = repr(first.get("input"))
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    first = first_problem(error.errors(include_url=False))
+    field = place_of(first["loc"])
+    field = prefix + field if field else prefix.removesuffix(".") or "request"
     more = error.error_count() - 1
-    tail = f" (and {more} more)" if more else ""
-    if first["type"] == "extra_forbidden":
-        return InvalidRequest(prefix + field, f"unknown option{tail}; remove it or check its spelling")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return InvalidRequest(prefix + field, message + tail)
-    return InvalidRequest(prefix + field, f"{message}, got {shown}{tail}")
+    return InvalidRequest(field, refusal(first) + (f" (and {more} more)" if more else ""))
 
 
 class ResponseFormat(_Record):
@@ -162,6 +187,10 @@ class SamplingParams(_Record):
         """Choices generated: `best_of` if set, else `n`."""
         return self.best_of or self.n
 
+    def estimated_output_tokens(self) -> int:
+        """Upper estimate of the output in tokens over all choices; 1024 a choice where `max_tokens` is None."""
+        return (self.max_tokens or 1024) * self.num_choices
+
 
 class ChatMessage(_Record):
     """One turn of a conversation, rendered by the model's own chat template."""
@@ -183,15 +212,21 @@ class GenerationRequest(_Record):
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = None
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     prompt_token_ids: (
-        Annotated[tuple[int, ...], Field(min_length=1, max_length=MAX_PROMPT_TOKENS), AfterValidator(_in_range)] | None
+        Annotated[
+            tuple[int, ...],
+            Field(min_length=1, max_length=MAX_PROMPT_TOKENS),
+            AfterValidator(_in_range),
+            WrapValidator(_ids_at_once),
+        ]
+        | None
     ) = None
     sampling: SamplingParams = SamplingParams()
     model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        given = [f for f in ("prompt", "messages", "prompt_token_ids") if getattr(self, f) is not None]
-        if len(given) != 1:
+        if (self.prompt is None) + (self.messages is None) + (self.prompt_token_ids is None) != 2:
+            given = [f for f in ("prompt", "messages", "prompt_token_ids") if getattr(self, f) is not None]
             raise ValueError(f"give exactly one of prompt, messages, prompt_token_ids; got {given or 'none'}")
         return self
 
@@ -204,8 +239,8 @@ class GenerationRequest(_Record):
         return sum(len(m.content.encode()) // 4 + 4 for m in self.messages or ())
 
     def estimated_output_tokens(self) -> int:
-        """Upper estimate of the output in tokens over all choices; 1024 a choice where `max_tokens` is None."""
-        return (self.sampling.max_tokens or 1024) * self.sampling.num_choices
+        """As `SamplingParams.estimated_output_tokens`."""
+        return self.sampling.estimated_output_tokens()
 
 
 class JobOptions(_Record):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, get_type_hints
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from penstock.settings import ClientSettings, resolve_queue, resolve_url
-from penstock.submission import KNOWN_OPTIONS, JobItem, SubmitOptions, affinity_tag, new_job_id, prepare, prepare_many
+from penstock.submission import KNOWN_OPTIONS, JobItem, SubmitOptions, new_job_id, prepare, prepare_many
 from penstock_core.protocol.codec import decode_request
 from penstock_core.protocol.errors import InvalidConfiguration, InvalidRequest
 from penstock_core.protocol.requests import GenerationRequest, SamplingParams
@@ -95,6 +97,48 @@ def test_every_job_has_a_seed_and_keeps_its_own() -> None:
     assert request_of(prompt="x", seed=7).sampling.seed == 7
 
 
+ORDINARY = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.text(max_size=300),
+        "prompt_token_ids": st.lists(
+            st.integers(-1, 5)
+            | st.sampled_from([2**31 - 1, 2**31, 2**63, True, 1.0, 1.5, "1"])
+            | st.integers(0, 2**31),
+            max_size=200,
+        ),
+        "max_tokens": st.sampled_from([1, True, 1.0, 32, None, 0]),
+        "temperature": st.sampled_from([0, 0.5, 1, True, float("nan"), "1"]),
+        "seed": st.sampled_from([0, 7, True, 2**63 - 1, 2**63, -1, 1.0]),
+        "stop": st.sampled_from(["end", "", ("a", "b")]),
+        "n": st.sampled_from([1, 3]),
+        "min_tokens": st.integers(0, 40),
+        "ignore_eos": st.booleans(),
+    },
+)
+
+
+@hypothesis.given(given=ORDINARY)
+def test_an_ordinary_job_travels_as_if_validated_field_by_field(given: dict[str, Any]) -> None:
+    """Jobs of a usual form take a shorter way, which must lead to the same place, and to the same refusals."""
+    options = {name: value for name, value in given.items() if name not in ("prompt", "prompt_token_ids")}
+    options = {"seed": 1} | options
+    request = {name: given[name] for name in ("prompt", "prompt_token_ids") if name in given}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = (options["stop"],)
+    try:
+        wanted = GenerationRequest.parse(request | {"sampling": SamplingParams.parse(options)})
+    except InvalidRequest:
+        with pytest.raises(InvalidRequest):
+            prepare(SETTINGS, {"seed": 1} | given)
+        return
+    for _ in range(2):  # the options are known the second time
+        job = prepare(SETTINGS, {"seed": 1} | given)
+        assert decode_request(job.request) == wanted
+        assert job.input_tokens == wanted.estimated_prompt_tokens()
+        assert job.output_tokens == wanted.estimated_output_tokens()
+
+
 def test_tenant_and_model_come_from_the_client_unless_said() -> None:
     settings = ClientSettings("redis://localhost", "q", model="m", tenant="acme")
     job = prepare(settings, {"prompt": "x"})
@@ -126,10 +170,11 @@ LONG = "You are a helpful assistant. " * 40
     ids=["text", "ids", "turns of a conversation"],
 )
 def test_prompts_with_one_beginning_share_an_affinity_tag_within_a_tenant(forms: list[dict[str, Any]]) -> None:
-    tags = {affinity_tag("acme", GenerationRequest.parse(form)) for form in forms}
+    tags = {prepare(SETTINGS, form).affinity for form in forms}
     assert len(tags) == 1
     assert tags != {""}
-    assert tags.isdisjoint({affinity_tag("other", GenerationRequest.parse(form)) for form in forms})
+    assert tags == {prepare(SETTINGS, {"request": GenerationRequest.parse(form)}).affinity for form in forms}
+    assert tags.isdisjoint({prepare(SETTINGS, {**form, "tenant": "other"}).affinity for form in forms})
 
 
 def test_a_short_prompt_prefers_no_worker_and_a_given_tag_wins() -> None:
