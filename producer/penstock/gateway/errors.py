@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +16,7 @@ from penstock.gateway.closing import RETRY_AFTER_S, GatewayStopping
 from penstock.gateway.handler import error_body
 from penstock.gateway.models import ErrorBody
 from penstock.gateway.openai import errors as openai
+from penstock.gateway.openai.requests import UNSUPPORTED
 from penstock_core.protocol.errors import (
     BrokerUnavailable,
     InvalidRequest,
@@ -25,6 +28,7 @@ from penstock_core.protocol.errors import (
     QueueFull,
     ResultTimeout,
 )
+from penstock_core.protocol.refusals import first_problem, place_of, refusal
 
 _STATUS: tuple[tuple[type[PenstockError], int], ...] = (
     (InvalidRequest, 422),
@@ -67,12 +71,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown option; remove it or check its spelling"
-        field = ".".join(place) or "request"
+        field, message = _explained(request, first_problem(error.errors()))
         if _is_openai(request):
             body = openai.body(f"{field}: {message}", "invalid_request_error", None, field)
             return JSONResponse({"error": body}, 400)
@@ -87,6 +86,20 @@ def install(app: FastAPI) -> None:
             return JSONResponse({"error": shown}, error.status_code, error.headers)
         body = ErrorBody(code=code, message=str(error.detail))
         return _answer(error.status_code, body, dict(error.headers or {}))
+
+
+def _explained(request: Request, problem: Mapping[str, Any]) -> tuple[str, str]:
+    """Which field, and what is wrong with it."""
+    kind, place = problem["type"], problem["loc"][1:]
+    if kind == "json_invalid":
+        return "request", f"the body is no JSON: {problem['ctx']['error']} at character {place[0]}"
+    if not place and problem["loc"][0] == "body" and kind != "value_error":
+        if "json" not in request.headers.get("content-type", ""):
+            return "request", "the body is not read as JSON; send it with the header Content-Type: application/json"
+        return "request", "the body is no JSON object; send one with the fields that /openapi.json describes"
+    field = place_of(place) or "request"
+    not_honoured = kind == "extra_forbidden" and len(place) == 1 and place[0] in UNSUPPORTED and _is_openai(request)
+    return field, "is not honoured by this gateway; leave it out" if not_honoured else refusal(problem)
 
 
 def _is_openai(request: Request) -> bool:

@@ -78,6 +78,28 @@ def test_logprobs_that_were_asked_for_are_in_the_answer_the_stream_and_the_job(h
     assert http.post("/v1/generate", json=STORY).json()["logprobs"] is None
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "content", "said"),
+    [
+        ("/v1/generate", {"Content-Type": "application/json"}, b'{"prompt": ', "request: the body is no JSON: "),
+        ("/v1/generate", {}, b'{"prompt": "x"}', "send it with the header Content-Type: application/json"),
+        ("/v1/generate", {"Content-Type": "application/json"}, b"[]", "request: the body is no JSON object"),
+        (
+            "/v1/chat/completions",
+            {"Content-Type": "application/json"},
+            b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": []}',
+            "tools: is not honoured by this gateway; leave it out",
+        ),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_with_the_remedy(
+    http: httpx.Client, path: str, headers: dict[str, str], content: bytes, said: str
+) -> None:
+    answer = http.post(path, content=content, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert said in answer.json()["error"]["message"]
+
+
 def test_batch_keeps_order_and_isolates_failures(http: httpx.Client) -> None:
     requests = [{**STORY, "seed": 1}, {"prompt_token_ids": [999_999], "max_tokens": 4}, {**STORY, "seed": 2}]
     answer = http.post("/v1/batch", json={"requests": requests})

@@ -111,7 +111,7 @@ def test_a_start_time_is_a_number_or_iso_8601(text: str, seconds: float):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--priority", "12"], "error: priority: Input should be less than or equal to 9, got 12"),
+        (["--priority", "12"], "error: priority: 12 is above 9; give at most 9"),
         (["--temperature", "nan"], "error: temperature: Input should be a finite number, got nan"),
         (["--top-p", "0"], "error: top_p: "),
         (["--tenant", "a b"], "error: tenant: "),

@@ -29,6 +29,16 @@ from penstock_core.protocol.requests import (
     invalid_request,
 )
 
+UNSUPPORTED = frozenset(
+    {
+        "audio", "conversation", "function_call", "functions", "include", "max_tool_calls", "modalities",
+        "parallel_tool_calls", "prediction", "previous_response_id", "prompt_cache_key", "reasoning",
+        "reasoning_effort", "safety_identifier", "service_tier", "suffix", "text", "tool_choice", "tools",
+        "top_logprobs", "truncation", "verbosity", "web_search_options",
+    }
+)  # fmt: skip
+"""OpenAI's fields that are refused, so that their refusal need not speak of spelling."""
+
 MAX_PROMPTS = 128
 MAX_TOP_LOGPROBS = 20
 
