@@ -241,7 +241,10 @@ class EmbeddedBroker:
         if self._folder is not None:
             return
         if self.data_dir is None:
-            folder, ours = Path(tempfile.mkdtemp(prefix="penstock-")), True
+            place = tempfile.gettempdir()
+            if self._unix_socket and len(os.fsencode(place)) > _UNIX_PATH_LIMIT - len("/penstock-12345678/redis.sock"):
+                place = "/tmp"  # noqa: S108  # where mkdtemp makes a folder that is ours alone
+            folder, ours = Path(tempfile.mkdtemp(prefix="penstock-", dir=place)), True
         else:
             folder, ours = self.data_dir, False
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -66,6 +66,17 @@ def test_it_is_durable_private_and_refuses_strangers(binary: ServerBinary, unix_
     assert not folder.exists(), "a temporary data folder goes with its broker"
 
 
+def test_a_long_temporary_folder_does_not_keep_it_from_a_unix_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with EmbeddedBroker(unix_socket=True) as broker, redis.Redis.from_url(broker.url, protocol=2) as client:
+        assert client.ping()
+        assert str(long) not in broker.url
+
+
 def test_kill_minus_nine_and_restart_keep_address_and_data(binary: ServerBinary) -> None:
     with EmbeddedBroker(executable=binary.path) as broker:
         url = broker.url
