@@ -21,24 +21,32 @@ def queue_of(key: str) -> str | None:
 def leaked_keys(client: redis.Redis, queue: str) -> list[str]:
     """Keys of the queue that nobody will ever remove, each with what is wrong about it."""
     prefix = f"penstock:{{{queue}}}:"
-    found = [key.decode() for key in client.scan_iter(match=_escaped(prefix) + "*", count=1000)]
-    return [f"{key}: {why}" for key in sorted(found) if (why := _leaked(client, prefix, key.removeprefix(prefix)))]
+    found = sorted({key.decode() for key in client.scan_iter(match=_escaped(prefix) + "*", count=1000)})
+    with client.pipeline(transaction=False) as pipeline:
+        for key in found:
+            pipeline.pttl(key)
+        ttls = pipeline.execute()
+    gone = -2
+    there = {key: ttl >= 0 for key, ttl in zip(found, ttls, strict=True) if ttl != gone}
+    return [
+        f"{key}: {why}"
+        for key, has_ttl in there.items()
+        if (why := _leaked(client, prefix, key.removeprefix(prefix), has_ttl))
+    ]
 
 
 def _escaped(text: str) -> str:
     return re.sub(r"([\[\]*?\\])", r"\\\1", text)
 
 
-def _leaked(client: Any, prefix: str, name: str) -> str | None:
+def _leaked(client: Any, prefix: str, name: str, has_ttl: bool) -> str | None:
     """Why a key is a leak, or None where it is not."""
     key = prefix + name
     kind, _, rest = name.partition(":")
-    has_ttl = client.pttl(key) >= 0
     if name in _PERMANENT:
         return None
     if kind == "job":
-        state = client.hget(key, "state")
-        return None if has_ttl or (state is not None and state not in _ENDED) else f"{state!r} without TTL"
+        return None if has_ttl or _unfinished(client, prefix, rest) else "it has ended, and has no TTL"
     if kind == "events":
         return None if has_ttl or _unfinished(client, prefix, rest) else "a log without TTL"
     if kind == "dedupe":
@@ -54,8 +62,6 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
         return None if has_ttl else "a bucket of requests without TTL"
     if kind in ("file", "filedata", "files", "batch", "batches"):
         return None if has_ttl else "a gateway's key without TTL"
-    if name == "batchwork":
-        return None  # unfinished batches, which a gateway drives to their end
     if name in _MEMBERS_ARE_JOBS:
         return _stray(client, prefix, client.zrange(key, 0, -1))
     if kind == "held":
@@ -67,8 +73,6 @@ def _leaked(client: Any, prefix: str, name: str) -> str | None:
     if name == "workers":
         gone = [worker for worker in client.hkeys(key) if client.zscore(prefix + "heartbeats", worker) is None]
         return f"records of {gone} without heartbeat" if gone else None
-    if kind in ("file", "filedata", "files", "batch", "batches"):
-        return None if has_ttl else "no TTL"
     if name == "batchwork":
         gone = [batch for batch in client.zrange(key, 0, -1) if not client.exists(f"{prefix}batch:{batch.decode()}")]
         return f"names {gone}, which are no batches" if gone else None
