@@ -44,7 +44,7 @@ class Guesses:
     """By sequence: tokens and their grades; how many the model has read; seconds after what was new had been read."""
 
     tokens: list[list[int]]
-    grades: list[npt.NDArray[np.int64]]
+    grades: list[list[int]]
     read: list[int]
     guessing_s: float
 
@@ -106,7 +106,7 @@ def draft(
     counts, read = out[2 * n * depth :].reshape(2, n).tolist()
     return Guesses(
         [row[:count] for row, count in zip(chosen.tolist(), counts, strict=True)],
-        [row[:count] for row, count in zip(grades, counts, strict=True)],
+        [row[:count] for row, count in zip(grades.tolist(), counts, strict=True)],
         read,
         float(doubles[0]),
     )

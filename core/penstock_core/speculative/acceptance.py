@@ -7,14 +7,17 @@ sequence that does better or worse than its grades say shifts its own estimates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from penstock_core.sampling.noise import Float64, Int64
+from penstock_core.sampling.noise import Float64
 
 _PRIOR_DRAFTS = 4.0
 _MEMORY_DRAFTS = 400.0
+_FADE = 1.0 - 1.0 / _MEMORY_DRAFTS
 _SEQUENCE_MEMORY = 24.0
-_LIMITS = 0.02, 0.98
+_LEAST, _MOST = 0.02, 0.98
 
 
 class GradedAcceptance:
@@ -22,40 +25,36 @@ class GradedAcceptance:
 
     Args:
         prior: by grade, what to expect before anything was seen.
+
+    Attributes:
+        rates: by grade, the chance that a draft is accepted, given that those before it are. Read only.
+        mean: the same over all grades, weighted by how often they occurred lately.
     """
 
     def __init__(self, prior: Float64) -> None:
-        self._accepted = prior * _PRIOR_DRAFTS
-        self._drafted = np.full(len(prior), _PRIOR_DRAFTS)
-        self._any_accepted, self._any_drafted = float(prior.mean()) * _PRIOR_DRAFTS, _PRIOR_DRAFTS
-
-    def rates(self, grades: Int64) -> Float64:
-        """Chance that a draft of each grade is accepted, given that those before it are."""
-        rates: Float64 = self._accepted[grades] / self._drafted[grades]
-        return rates
+        self.rates: Float64 = prior.astype(np.float64)
+        self.mean = float(prior.mean())
+        self._accepted: list[float] = (prior * _PRIOR_DRAFTS).tolist()
+        self._drafted = [_PRIOR_DRAFTS] * len(prior)
+        self._any_accepted, self._any_drafted = self.mean * _PRIOR_DRAFTS, _PRIOR_DRAFTS
 
     def rate(self, grade: int) -> float:
-        """The same for one grade."""
-        return float(self._accepted[grade] / self._drafted[grade])
-
-    def all_rates(self) -> Float64:
-        """The same for every grade."""
-        rates: Float64 = self._accepted / self._drafted
-        return rates
-
-    @property
-    def mean(self) -> float:
-        """Over all grades, weighted by how often they occurred lately."""
-        return self._any_accepted / self._any_drafted
+        """The chance for one grade."""
+        return self._accepted[grade] / self._drafted[grade]
 
     def observe(self, grade: int, accepted: bool) -> None:
         """Learn from one verified draft."""
-        keep = 1.0 - 1.0 / _MEMORY_DRAFTS if self._drafted[grade] >= _MEMORY_DRAFTS else 1.0
-        self._drafted[grade] = self._drafted[grade] * keep + 1.0
-        self._accepted[grade] = self._accepted[grade] * keep + accepted
-        keep = 1.0 - 1.0 / _MEMORY_DRAFTS if self._any_drafted >= _MEMORY_DRAFTS else 1.0
-        self._any_drafted = self._any_drafted * keep + 1.0
-        self._any_accepted = self._any_accepted * keep + accepted
+        drafted, right = self._drafted[grade], self._accepted[grade]
+        if drafted >= _MEMORY_DRAFTS:
+            drafted, right = drafted * _FADE, right * _FADE
+        self._drafted[grade], self._accepted[grade] = drafted + 1.0, right + accepted
+        self.rates[grade] = (right + accepted) / (drafted + 1.0)
+        if self._any_drafted >= _MEMORY_DRAFTS:
+            self._any_drafted *= _FADE
+            self._any_accepted *= _FADE
+        self._any_drafted += 1.0
+        self._any_accepted += accepted
+        self.mean = self._any_accepted / self._any_drafted
 
 
 class SequenceBias:
@@ -74,7 +73,7 @@ class SequenceBias:
         self._expected += 1.0 - rate
         self._rejected += not accepted
 
-    def adjust(self, rates: Float64) -> Float64:
+    def adjust(self, rates: Sequence[float]) -> list[float]:
         """The sequence's own estimates."""
-        adjusted: Float64 = np.clip(1.0 - (1.0 - rates) * (self._rejected / self._expected), *_LIMITS)
-        return adjusted
+        factor = self._rejected / self._expected
+        return [min(max(1.0 - (1.0 - rate) * factor, _LEAST), _MOST) for rate in rates]

@@ -46,6 +46,9 @@ class StepCost:
     Sizes hardly seen are taken at their best, which a few tries correct: beyond the largest seen the curve is no
     steeper than so far, and a smaller one than the smallest seen costs its share of that. A size not seen for long is
     forgotten, so that a curve measured under another load is tried again.
+
+    Attributes:
+        largest: number of tokens of the largest size that is known for sure; 0: none is.
     """
 
     def __init__(self) -> None:
@@ -53,6 +56,7 @@ class StepCost:
         self._tried: set[int] = set()
         self._steps = 0
         self._table: Float64 | None = None  # seconds by number of tokens
+        self.largest = 0
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from a step."""
@@ -68,9 +72,13 @@ class StepCost:
         found.add(tokens, seconds, self._steps)
         if len(found.seconds) == _TRUSTED:
             self._table = None
+            self.largest = max(self.largest, tokens)
         if self._steps % _REFRESH_STEPS == 0:
             fresh = self._steps - _STALE_STEPS
-            self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
+            if any(found.step <= fresh for found in self._bins.values()):
+                self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
+                sure = [found.tokens for found in self._bins.values() if len(found.seconds) >= _TRUSTED]
+                self.largest = int(max(sure, default=0))
             self._table = None
 
     @property

@@ -2,7 +2,8 @@
 
 The sampler is stateless, so the target's token at each position is determined before anyone guesses: a draft is right
 exactly when it equals that token, and no draft, depth or proposer can change an output. All this class decides is
-speed. The pipeline calls `propose` before the batcher schedules, and `observe` after it updates.
+speed: how deep to draft from predictions (`depth.py`), whether to draft at all from what was gained (`budget.py`). The
+pipeline calls `propose` before the batcher schedules, `observe` after it updates and `measure` when the step is over.
 """
 
 from __future__ import annotations
@@ -11,28 +12,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from penstock_core.batching import SequenceState, TokenBatch
-from penstock_core.sampling.noise import Float64
 from penstock_core.speculative.acceptance import SequenceBias
+from penstock_core.speculative.budget import LossBudget, Standing, Standings
 from penstock_core.speculative.config import SpeculationConfig
 from penstock_core.speculative.cost import StepCost
-from penstock_core.speculative.depth import choose_depths, draft_depth, least_paying_chance
+from penstock_core.speculative.depth import Costs, choose_depths, draft_depth, worth_checking
 from penstock_core.speculative.draft_model import DraftModelProposer
 from penstock_core.speculative.ngram import NgramProposer
 from penstock_core.speculative.proposer import EMPTY, Draft, Proposer
-from penstock_core.speculative.statistics import SpeculationMeter, SpeculationStatistics
+from penstock_core.speculative.statistics import DraftTally, SpeculationMeter, SpeculationStatistics
 from penstock_core.speculative.suffix import SuffixProposer
 
-_HOPELESS = 0.95  # if even drafts this likely would not pay, nobody is asked
 _FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on average
 _LONGEST_PAUSE_STEPS = 32
-_PROBE_STEPS = 64
-_PLAIN_EVERY_STEPS = 32
-_LONGEST_PROBE_STEPS = 4096
-_TRIES, _TRY_DEPTH = 8, 4
-_NO_CHANCES = np.zeros(0)
+_IDLE_STEPS = 8  # between two looks at whether drafting is due
+_OTHER_PROBE_STEPS = 64  # that a sequence for which the draft model is poor goes without it
+_PLAIN_EVERY_STEPS, _PLAIN_STEPS = 64, 2  # drafting pauses now and then, or plain steps would be those of other times
+_SAMPLED_STEPS = 4  # one in so many plain steps is enough to know their time
+_READING_STEPS = 32  # over which the draft model's reading of a prompt is spread: they have the use of it
+_LONGEST_STEP = 8.0  # plain steps; what takes longer was disturbed
+_SLOWNESS_MEMORY = 1.0 / 64
+_NO_CHANCES: list[float] = []
 
 
 @dataclass(slots=True)
@@ -43,8 +44,7 @@ class _Track:
         found, guessed: this step's lookup and the draft model's guess, in full; less of one of them may be checked.
         offered: whose draft goes into the step, if any. known: output tokens before the step.
         lookup_bias, model_bias: how this sequence's drafts fare against expectation.
-        resting: steps until a fruitless lookup is tried again.
-        quiet: steps without the draft model.
+        resting: number of the step from which a lookup is tried again. guessed_at: step of the latest guess.
     """
 
     found: Draft = EMPTY
@@ -54,7 +54,7 @@ class _Track:
     lookup_bias: SequenceBias = field(default_factory=SequenceBias)
     model_bias: SequenceBias = field(default_factory=SequenceBias)
     resting: int = 0
-    quiet: int = 0
+    guessed_at: int = 0
 
 
 class SpeculativeDecoder:
@@ -73,7 +73,6 @@ class SpeculativeDecoder:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
-        self.cost = StepCost()
         self._clock = clock
         self._model = model if config.may_use_draft_model else None
         self._lookup: NgramProposer | SuffixProposer | None = None
@@ -82,18 +81,27 @@ class SpeculativeDecoder:
         elif config.proposer in ("suffix", "auto"):
             self._lookup = SuffixProposer(config.min_match, config.max_match, config.learned_tokens)
         names = [proposer.name for proposer in (self._lookup, self._model) if proposer is not None]
+        self.costs = Costs(StepCost(), StepCost(), *(() if model is None else (model.start_cost, model.cost)))
+        self._budget = LossBudget()
+        self._lookup_standings, self._model_standings = Standings(), Standings()
         self._meter = SpeculationMeter(config.max_depth, names)
+        self._tallies: dict[SequenceState, DraftTally] = {}
         self._tracks: dict[SequenceState, _Track] = {}
-        self._asked = False  # whether anyone was asked to propose for the coming step
-        self._offered = False  # whether anything was
-        self._pause = 0  # steps that a fruitless proposal is worth waiting after
+        self._steps = 0
         self._idle = 0  # steps until anyone is asked again
-        self._model_idle = 0  # steps until the draft model is tried again where it is not expected to pay
-        self._tries = 0  # of the draft model, in a row
-        self._trying: int | None = None  # place of the sequence it drafts for in such a try
         self._since_plain = 0  # steps with drafts
-        self._spent_s = 0.0  # on proposing for the coming step
-        self._saved = (0, 1.0)  # drafts in the latest step, and how many plain steps would have given its tokens
+        self._slowness = 1.0  # mean time of plain steps over their usual time
+        # Of the coming step:
+        self._asked = False  # whether anyone is asked to propose
+        self._decoding = 0  # sequences that get a token
+        self._standing: Standing | None = None  # of the drafts in it
+        self._by_model = False  # whether the draft model is asked
+        self._spent_s = 0.0  # on proposing for it
+        self._checked = 0  # drafts in it
+        self._grown: list[tuple[DraftTally, int]] = []  # sequences asked about, and their new tokens
+        # Not accounted for yet:
+        self._unbilled_s = 0.0  # of plain steps
+        self._reading_s = 0.0  # in which the draft model read prompts, for the good of many steps
 
     def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
         """Give drafts to the running sequences for which they are likely to pay.
@@ -102,27 +110,29 @@ class SpeculativeDecoder:
             running: sequences that hold a row of the table.
             waiting_tokens: prompt tokens of waiting sequences that the next step is likely to take in.
         """
-        began = self._clock()
-        self._asked = self._offered = False
-        self._spent_s = 0.0
-        self._forget_all_but(running)
+        self._steps += 1
+        self._asked = False
         if self._idle:
             self._idle -= 1
             return
-        if self._since_plain >= _PLAIN_EVERY_STEPS and self.config.fixed_depth is None:
-            self._since_plain = 0  # a plain step now and then, or its cost would be that of other times
-            return
+        began = self._clock()
+        self._standing, self._by_model, self._spent_s, self._checked = None, False, 0.0, 0
+        self._forget_all_but(running)
         unread = [sequence.num_tokens - sequence.num_computed for sequence in running]
         decoding = [sequence for sequence, tokens in zip(running, unread, strict=True) if tokens == 1]
+        self._decoding = len(decoding)
         if self.config.fixed_depth is not None:
             self._propose_fixed(decoding, self.config.fixed_depth)
-        elif decoding and self.cost.known:
+        elif decoding and self.costs.plain.known:
+            if self._since_plain >= _PLAIN_EVERY_STEPS:
+                self._since_plain, self._idle = 0, _PLAIN_STEPS - 1
+                return
             self._propose_paying(decoding, sum(unread) + waiting_tokens)
-            # What was spent in vain is made up for by not trying again for a while; nothing is lost where it is cheap.
-            self._pause = min(self._steps_worth(self._clock() - began, len(decoding)), _LONGEST_PAUSE_STEPS)
-            self._idle = 0 if self._offered or self._tries else self._pause
-            self._since_plain = self._since_plain + 1 if self._offered else 0
+            self._since_plain += self._standing is not None
         self._spent_s = self._clock() - began
+        if self._asked and self._standing is None and self.config.fixed_depth is None:
+            # What was spent in vain is made up for by not asking again for a while.
+            self._idle = self._pause_after(self._spent_s)
 
     def observe(self, batch: TokenBatch, grown: Sequence[tuple[SequenceState, int, int]]) -> None:
         """Learn what the drafts of a step were worth.
@@ -132,42 +142,85 @@ class SpeculativeDecoder:
             grown: what `TokenBatcher.update` returned: sequence, its first place, number of new tokens.
         """
         meter = self._meter
-        self._saved = (0, 1.0)
         if not self._asked:
             meter.depths[0] += len(grown)
             return
         samples = {id(sequence): number for sequence, number in zip(batch.sequences, batch.num_samples, strict=True)}
-        emitted = drafts = 0
+        self._grown.clear()
         for sequence, _, count in grown:
-            emitted += count
             track = self._tracks.get(sequence)
             if track is None or track.known != len(sequence.output_ids) - count:
                 continue  # it computed its prompt in this step
             checked = samples[id(sequence)] - 1
-            drafts += checked
+            self._checked += checked
+            tally = self._tallies.get(sequence)
+            if tally is None:
+                tally = self._tallies[sequence] = DraftTally(self.config.max_depth)
+            self._grown.append((tally, count))
+            right = self._learn(track, sequence.output_ids[track.known :], checked)
             meter.depths[checked] += 1
-            self._learn(track, sequence.output_ids[track.known :], checked)
-        if drafts:
-            self._saved = (drafts, emitted / len(grown))
+            tally.depths[checked] += 1
+            if checked:
+                assert track.offered is not None
+                meter.count_by(track.offered.name, checked, right)
+                tally.count(checked, right)
 
     def measure(self, step_tokens: int, step_s: float) -> None:
         """Learn what the step cost: its tokens, and all its seconds, those of `propose` included."""
-        step_s -= self._spent_s
-        self.cost.observe(step_tokens, step_s)
-        drafts, steps = self._saved
-        meter = self._meter
-        meter.step_s += step_s
+        meter, plain = self._meter, self.costs.plain
+        if not self._asked:
+            meter.step_s += step_s
+            meter.plain_s += step_s
+            self._unbilled_s += step_s
+            if not self._steps % _SAMPLED_STEPS or not self._idle:
+                self._measure_plain(step_tokens, step_s)
+            return
+        drafts, took_s = self._checked, step_s - self._spent_s
+        (self.costs.checking if drafts else plain).observe(step_tokens, took_s)
+        meter.step_s += took_s
         meter.propose_s += self._spent_s
-        plain_s = self.cost.at(step_tokens - drafts) * steps if drafts and self.cost.known else step_s
-        meter.plain_s += plain_s
+        if plain.known:
+            self._settle(step_tokens, drafts, took_s)
+        else:
+            meter.plain_s += took_s
+
+    def _settle(self, step_tokens: int, drafts: int, took_s: float) -> None:
+        """What a step for which drafts were asked for saved against plain ones, and what follows from that."""
+        plain = self.costs.plain
+        one_s = plain.at(self._decoding) * self._slowness
+        base_s, drafting_s = took_s, self._spent_s
+        if self._by_model:
+            assert self._model is not None
+            self._reading_s += self._model.reading_s
+            paid_s = self._reading_s / _READING_STEPS
+            self._reading_s -= paid_s
+            drafting_s += paid_s - self._model.reading_s
+        emitted = 1.0
+        if drafts:
+            # Prompts that the step computed too would have been in one plain step; further tokens need further steps.
+            base_s = plain.at(step_tokens - drafts) * self._slowness
+            emitted = sum(count for _, count in self._grown) / max(1, len(self._grown))
+        plain_s, spent_s = base_s + one_s * (emitted - 1.0), took_s + drafting_s
+        self._meter.plain_s += plain_s
+        self._budget.earn(spent_s, plain_s - spent_s, one_s)
+        if self._standing is not None:
+            undisturbed_s = min(spent_s, plain.at(step_tokens) * _LONGEST_STEP)
+            self._standing.record(plain_s, undisturbed_s, self._steps, self._budget)
+        for tally, count in self._grown:
+            tally.saved_s += base_s + one_s * (count - 1.0) - spent_s
 
     def statistics(self) -> SpeculationStatistics:
         """Counters since the start."""
         return self._meter.read()
 
+    def tally(self, sequence: SequenceState) -> DraftTally | None:
+        """What speculation did for a sequence, which is forgotten by that; None where it did nothing."""
+        return self._tallies.pop(sequence, None)
+
     def close(self) -> None:
         """Give up everything kept for sequences."""
         self._forget_all_but(())
+        self._tallies.clear()
 
     # --- proposing ------------------------------------------------------------------------------------------------
 
@@ -183,110 +236,76 @@ class SpeculativeDecoder:
 
     def _propose_paying(self, decoding: list[SequenceState], step_tokens: int) -> None:
         emitting = len(decoding)
-        if least_paying_chance(step_tokens, emitting, self.cost) > _HOPELESS:
-            return
-        if self._model is None:
-            decoding = self._rested(decoding)
-            if not decoding:
-                return
-        self._trying = None
-        tracks = self._begin(decoding)
-        self._look_up(decoding, tracks, [min(self.config.max_depth, _room(sequence)) for sequence in decoding])
-        found = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
-        if self._model is not None:
-            depths, floor = self._model_depths(decoding, tracks, found, step_tokens)
-            self._guess(decoding, tracks, depths, floor)
-        drafts = [track.guessed if track.guessed.token_ids else track.found for track in tracks]
-        chances = [
-            self._chances(track.guessed, self._model, track.model_bias) if track.guessed.token_ids else looked_up
-            for track, looked_up in zip(tracks, found, strict=True)
-        ]
-        chosen = choose_depths(chances, step_tokens, emitting, self.cost)
-        if self._trying is not None:
-            chosen[self._trying] = max(chosen[self._trying], len(tracks[self._trying].guessed.token_ids))
-        for sequence, track, draft, depth in zip(decoding, tracks, drafts, chosen, strict=True):
-            self._offer(sequence, track, draft, depth)
-            track.resting = 0 if depth else self._pause
-
-    def _rested(self, decoding: list[SequenceState]) -> list[SequenceState]:
-        """The sequences worth a lookup: those whose last one was not fruitless, or was long enough ago."""
-        rested = []
-        for sequence in decoding:
-            track = self._tracks.get(sequence)
-            if track is None or track.resting == 0:
-                rested.append(sequence)
-            else:
-                track.resting -= 1
-        return rested
-
-    def _model_depths(
-        self, decoding: list[SequenceState], tracks: list[_Track], found: list[Float64], step_tokens: int
-    ) -> tuple[list[int], float]:
-        """How deep the draft model guesses for each sequence, and the chance below which it stops."""
-        assert self._model is not None
-        mean = np.array([self._model.acceptance.mean])
-        chances = np.array([track.model_bias.adjust(mean)[0] for track in tracks])
-        emitting = len(decoding)
-        depth, floor = draft_depth(
-            chances,
-            step_tokens,
-            emitting,
-            self.cost,
-            self._model.start_cost,
-            self._model.cost,
-            self.config.max_depth,
+        plain_s = self.costs.plain.at(emitting)
+        by_lookup, by_model = (
+            proposer is not None and standings.of(emitting).allows(self._steps, self._budget, plain_s)
+            for proposer, standings in (
+                (self._lookup, self._lookup_standings),
+                (self._model, self._model_standings),
+            )
         )
-        depths = []
-        for sequence, track, chance, looked_up in zip(decoding, tracks, chances, found, strict=True):
-            levels = chance ** np.arange(1, depth + 1)
-            gain, other = float((levels - floor).sum()), float(np.maximum(np.cumprod(looked_up) - floor, 0.0).sum())
-            track.quiet += 1
-            if depth and chance >= floor and gain > other:
-                # A guess that turns out surer than the mean is worth going on from, up to the limit.
-                depths.append(min(self.config.max_depth, _room(sequence)))
-                track.quiet = 0
-            elif depth and track.quiet >= _PROBE_STEPS:
-                depths.append(min(1, _room(sequence)))
-                track.quiet = 0
-            else:
-                depths.append(0)
-        if not depth:
-            if self._model_idle:
-                self._model_idle -= 1
-            else:
-                floor = self._try_model(decoding, tracks, depths)
-        return depths, floor
+        if not by_lookup and not by_model:
+            self._idle = _IDLE_STEPS
+            return
+        tracks = self._begin(decoding)
+        room = [min(self.config.max_depth, _room(sequence)) for sequence in decoding]
+        if by_lookup:
+            rested = [depth if track.resting <= self._steps else 0 for track, depth in zip(tracks, room, strict=True)]
+            self._look_up(decoding, tracks, rested)
+        if by_model and self._propose_by_model(decoding, tracks, room, step_tokens):
+            return
+        chances = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
+        standing = self._lookup_standings.of(emitting)
+        chosen = choose_depths(chances, step_tokens, emitting, self.costs, some=standing.is_trying)
+        for sequence, track, depth in zip(decoding, tracks, chosen, strict=True):
+            if depth:
+                self._offer(sequence, track, track.found, depth)
+                self._standing = standing
 
-    def _try_model(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> float:
-        """Let the model draft for one sequence, and check it, some steps in a row: is it worth asking by now?
-
-        In a row, because a model not used for a while finds its weights out of the caches: a single try would show it
-        slower than it is. Returns the chance below which it stops: none.
-        """
+    def _propose_by_model(
+        self, decoding: list[SequenceState], tracks: list[_Track], room: list[int], step_tokens: int
+    ) -> bool:
+        """Let the draft model guess for those sequences for which it is better than the lookup; whether for any."""
         assert self._model is not None
-        quietest = max(range(len(decoding)), key=lambda place: tracks[place].quiet)
-        depth = depths[quietest] = min(_TRY_DEPTH, self.config.max_depth, _room(decoding[quietest]))
-        self._trying = quietest if depth else None
-        self._tries += 1
-        if self._tries == _TRIES:
-            self._tries = 0
-            tracks[quietest].quiet = 0
-            emitting = len(decoding)
-            spent_s = self.cost.at(emitting + depth) - self.cost.at(emitting)
-            for known, times in ((self._model.start_cost, 1), (self._model.cost, depth)):
-                spent_s += known.at(1) * times if known.known else 0.0
-            self._model_idle = self._steps_worth(_TRIES * spent_s, emitting)
-        return 0.0
-
-    def _steps_worth(self, spent_s: float, step_tokens: int) -> int:
-        """Steps after which time spent in vain is as small a share of all as it should be."""
-        return min(int(spent_s / (_FRUITLESS_SHARE * self.cost.at(step_tokens))), _LONGEST_PROBE_STEPS)
+        emitting, mean = len(decoding), [self._model.acceptance.mean]
+        expected = [track.model_bias.adjust(mean)[0] for track in tracks]
+        depth, floor = draft_depth(sum(expected) / emitting, step_tokens, emitting, self.costs, self.config.max_depth)
+        found = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
+        standing = self._model_standings.of(emitting)
+        depths = []
+        for track, chance, looked_up, most in zip(tracks, expected, found, room, strict=True):
+            wanted = 0
+            if standing.is_trying or chance >= floor:
+                # A guess that turns out surer than the mean is worth going on from, up to the limit.
+                wanted = 0 if _yield(looked_up, floor) > _yield([chance] * depth, floor) else most
+            elif self._steps - track.guessed_at >= _OTHER_PROBE_STEPS:
+                wanted = min(1, most)
+            if wanted:
+                track.guessed_at = self._steps
+            depths.append(wanted)
+        if not any(depths):
+            return False
+        self._standing, self._by_model = standing, True
+        limit = max(1, (self.costs.most_tokens(step_tokens) - step_tokens) // emitting)
+        self._guess(decoding, tracks, [min(limit, wanted) for wanted in depths], floor)
+        for sequence, track, wanted, looked_up in zip(decoding, tracks, depths, found, strict=True):
+            if wanted:
+                chances = self._chances(track.guessed, self._model, track.model_bias)
+                self._offer(sequence, track, track.guessed, max(standing.is_trying, worth_checking(chances, floor)))
+            else:
+                self._offer(sequence, track, track.found, worth_checking(looked_up, floor))
+        return True
 
     def _look_up(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int]) -> None:
-        if self._lookup is None:
+        if self._lookup is None or not any(depths):
             return
-        for track, draft in zip(tracks, self._lookup.propose(decoding, depths), strict=True):
+        began = self._clock()
+        found = self._lookup.propose(decoding, depths)
+        rest = 0 if self.config.fixed_depth is not None else 1 + self._pause_after(self._clock() - began)
+        for track, draft, depth in zip(tracks, found, depths, strict=True):
             track.found = draft
+            if depth and not draft.token_ids:
+                track.resting = self._steps + rest
 
     def _guess(self, decoding: list[SequenceState], tracks: list[_Track], depths: list[int], floor: float) -> None:
         if self._model is not None and any(depths):
@@ -295,38 +314,50 @@ class SpeculativeDecoder:
 
     def _offer(self, sequence: SequenceState, track: _Track, draft: Draft, depth: int) -> None:
         tokens = draft.token_ids[:depth]
-        track.offered = None
         if tokens:
-            self._offered = True
             track.offered = self._model if draft is track.guessed else self._lookup
             sequence.propose(tokens)
 
-    def _chances(self, draft: Draft, proposer: Proposer | None, bias: SequenceBias) -> Float64:
+    def _chances(self, draft: Draft, proposer: Proposer | None, bias: SequenceBias) -> list[float]:
         if proposer is None or not draft.token_ids:
             return _NO_CHANCES
-        return bias.adjust(proposer.acceptance.rates(draft.grades))
+        return bias.adjust([proposer.acceptance.rate(grade) for grade in draft.grades])
+
+    def _pause_after(self, spent_s: float) -> int:
+        """Steps after which time spent in vain is as small a share of all as it should be."""
+        return min(int(spent_s / (_FRUITLESS_SHARE * self.costs.plain.at(self._decoding))), _LONGEST_PAUSE_STEPS)
 
     # --- learning -------------------------------------------------------------------------------------------------
 
-    def _learn(self, track: _Track, new: list[int], checked: int) -> None:
-        """Compare what was proposed with the tokens that came, also where it was not checked."""
-        if checked and track.offered is not None:
+    def _measure_plain(self, step_tokens: int, step_s: float) -> None:
+        """Learn from a step with which speculation had nothing to do."""
+        plain = self.costs.plain
+        plain.observe(step_tokens, step_s)
+        if plain.known:
+            usual_s = plain.at(step_tokens)
+            self._slowness += (min(step_s / usual_s, _LONGEST_STEP) - self._slowness) * _SLOWNESS_MEMORY
+            self._budget.earn(self._unbilled_s, 0.0, usual_s)
+            self._unbilled_s = 0.0
+
+    def _learn(self, track: _Track, new: list[int], checked: int) -> int:
+        """Compare what was proposed with the tokens that came, also where it was not checked; how many were right."""
+        right = 0
+        if checked:
             draft = track.guessed if track.offered is self._model else track.found
-            right = 0
             while right < min(checked, len(new)) and new[right] == draft.token_ids[right]:
                 right += 1
-            self._meter.count(track.offered.name, checked, right)
         for draft, proposer, bias in (
             (track.found, self._lookup, track.lookup_bias),
             (track.guessed, self._model, track.model_bias),
         ):
             if proposer is None:
                 continue
-            for guess, grade, token in zip(draft.token_ids, draft.grades.tolist(), new, strict=False):
+            for guess, grade, token in zip(draft.token_ids, draft.grades, new, strict=False):
                 bias.observe(proposer.acceptance.rate(grade), guess == token)
                 proposer.acceptance.observe(grade, guess == token)
                 if guess != token:
                     break
+        return right
 
     def _begin(self, decoding: list[SequenceState]) -> list[_Track]:
         """The sequences' tracks, cleared for a new step."""
@@ -356,3 +387,14 @@ class SpeculativeDecoder:
 def _room(sequence: SequenceState) -> int:
     """Drafts after which there is still room for the target's own token."""
     return max(0, sequence.max_new_tokens - len(sequence.output_ids) - 1)
+
+
+def _yield(chances: Sequence[float], floor: float) -> float:
+    """Tokens that drafts of these chances bring, less what they cost."""
+    total, gain = 0.0, 1.0
+    for chance in chances:
+        gain *= chance
+        if gain < floor:
+            break
+        total += gain - floor
+    return total

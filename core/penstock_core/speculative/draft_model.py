@@ -71,6 +71,7 @@ class DraftModelProposer:
 
     Attributes:
         start_cost: seconds until the first guess can be chosen, by number of sequences. cost: for each level.
+        reading_s: seconds of the latest call in which it read prompts, from which later calls profit.
     """
 
     name = "draft"
@@ -90,6 +91,7 @@ class DraftModelProposer:
             )
         self.acceptance = GradedAcceptance(np.concatenate([_PRIOR, _PRIOR]))
         self.start_cost, self.cost = StepCost(), StepCost()
+        self.reading_s = 0.0
         self._engine = engine
         self._table = table
         self._clock = clock
@@ -108,17 +110,22 @@ class DraftModelProposer:
         """Drafts of up to `depths[i]` tokens; none while the model still reads the prompt, or has no pages left."""
         drafts = [EMPTY] * len(sequences)
         reading, drafting = self._prepare(sequences, depths)
+        self.reading_s = 0.0
+        began = self._clock()
         if reading:
             self._engine.model.forward(self._read(reading), self._engine.layers)
+            self.reading_s, began = self._clock() - began, self._clock()
         if not drafting:
             return drafts
-        began = self._clock()
         new_tokens = sum(len(part.unread) for part in drafting)
         guess = self._guess_in_one_call if self._in_one_call(drafting) else self._guess_by_levels
         found, levels, guessing_s = guess(drafting, floor)
-        if new_tokens <= _CAUGHT_UP * len(drafting):  # else the time went into reading a text
-            self.start_cost.observe(len(drafting), self._clock() - began - guessing_s)
+        start_s = self._clock() - began - guessing_s
+        if new_tokens <= _CAUGHT_UP * len(drafting):
+            self.start_cost.observe(len(drafting), start_s)
             self.cost.observe(len(drafting), guessing_s / levels)
+        elif self.start_cost.known:  # the rest of the time went into reading a text
+            self.reading_s += max(0.0, start_s - self.start_cost.at(len(drafting)))
         for part, guessed in zip(drafting, found, strict=True):
             drafts[part.place] = guessed
         return drafts
@@ -157,7 +164,7 @@ class DraftModelProposer:
                 Unread(part.unread, context.computed, context.slot, part.depth, heat, int(table.stream[row]), index)
             )
             context.computed += len(part.unread)
-        whole, rates = self._engine.model.whole, self.acceptance.all_rates()
+        whole, rates = self._engine.model.whole, self.acceptance.rates
         assert whole is not None
         guesses = draft(whole, unread, self._block_table, rates, _PROBABILITY_EDGES, floor)
         drafts = []
@@ -189,7 +196,7 @@ class DraftModelProposer:
                 for index, token, grade in zip(active.tolist(), tokens.tolist(), found.tolist(), strict=True):
                     guesses[index].append(token)
                     grades[index].append(grade)
-                chance[active] *= self.acceptance.rates(found)
+                chance[active] *= self.acceptance.rates[found]
                 level += 1
                 going = (chance[active] >= floor) & (limits[active] > level)
                 active, tokens = active[going], tokens[going]
@@ -202,7 +209,7 @@ class DraftModelProposer:
                 logits = self._logits(self._batch(tokens, slots[active], ends[active] + level - 1, ones))
         finally:
             self._table.pop(rows)
-        drafts = [Draft(some, np.array(of, dtype=np.int64)) for some, of in zip(guesses, grades, strict=True)]
+        drafts = [Draft(some, of) for some, of in zip(guesses, grades, strict=True)]
         return drafts, level, self._clock() - began
 
     def finish(self, sequence: SequenceState) -> None:

@@ -96,7 +96,7 @@ class NgramProposer:
             if not length or not depth:
                 drafts.append(EMPTY)
             else:
-                drafts.append(Draft(index.follow(place, depth), np.full(depth, length)))
+                drafts.append(Draft(index.follow(place, depth), [length] * depth))
         return drafts
 
     def finish(self, sequence: SequenceState) -> None:

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from penstock_core.batching import SequenceState
-from penstock_core.sampling.noise import Int64
 from penstock_core.speculative.acceptance import GradedAcceptance
-
-NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +15,10 @@ class Draft:
     """Tokens guessed to follow a sequence, [depth], and the grade of each guess, [depth]; see `acceptance.py`."""
 
     token_ids: list[int]
-    grades: Int64
+    grades: list[int]
 
 
-EMPTY = Draft([], NOTHING)
+EMPTY = Draft([], [])
 
 
 class Proposer(Protocol):

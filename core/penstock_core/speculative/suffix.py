@@ -105,7 +105,7 @@ class SuffixProposer:
             guesses.append(token)
             grades.append(self._max_match + 1 + length * _SHARES + int(share * _SHARES))
             matched += 1
-        return Draft(guesses, np.array(grades, dtype=np.int64)), reader.matched
+        return Draft(guesses, grades), reader.matched
 
     def _learn(self, budget: int) -> None:
         """Read at most `budget` tokens of the outputs noted, so that no step waits long for it."""

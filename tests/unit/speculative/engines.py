@@ -23,8 +23,8 @@ class RepetitiveEngine(FakeEngine):
 
     looks_back = 2
 
-    def forward(self, batch: Any) -> Any:
-        output = super().forward(batch)
+    def forward(self, batch: Any, chosen: Any = None) -> Any:
+        output = super().forward(batch, chosen)
         hidden = np.zeros((batch.num_tokens, 1), dtype=np.int64)
         for n in range(len(batch.sequences)):
             context = self.slots[batch.block_table[n]].reshape(-1)
@@ -61,7 +61,8 @@ class DraftEngine:
     def __init__(self, noise: float = 0.5, num_pages: int = 256, page_size: int = 4, max_model_len: int = 256) -> None:
         self.config = SimpleNamespace(vocab_size=FakeEngine().config.vocab_size)
         self.num_pages, self.page_size, self.max_model_len = num_pages, page_size, max_model_len
-        self.device, self.layers = torch.device("cpu"), []
+        self.device = torch.device("cpu")
+        self.layers: list[Any] = []
         self.slots = np.full((num_pages, page_size), -1, dtype=np.int32)
         self.noise = noise
         self.model = self

@@ -51,7 +51,7 @@ def test_a_repeating_text_is_drafted_round_and_round() -> None:
     proposer = NgramProposer(2, 8)
     draft = proposer.propose([sequence([9, 1, 2, 3, 1, 2, 3, 1, 2])], [7])[0]
     assert draft.token_ids == [3, 1, 2, 3, 1, 2, 3]
-    assert draft.grades.tolist() == [5] * 7
+    assert draft.grades == [5] * 7
 
 
 def test_a_lookup_follows_the_output_as_it_grows() -> None:
