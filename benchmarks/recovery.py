@@ -30,8 +30,9 @@ from penstock import AsyncClient, AsyncJobHandle, BrokerUnavailable, JobCancelle
 from penstock_core.protocol.codec import decode_event
 from penstock_core.protocol.events import JobEnded, TokenChunk
 from penstock_core.protocol.keys import QueueKeys
-from penstock_core.protocol.transitions import run, snapshot
+from penstock_core.protocol.transitions import read_events, run, snapshot
 
+ENDED = frozenset(state for state in JobState if state.is_terminal)
 COUNTS = ("lost", "duplicate_terminals", "duplicate_tokens", "missing_tokens", "wrong_output")
 PATIENCE_S = 600.0
 _PROMPTS = (
@@ -283,7 +284,7 @@ def _audit(admin: redis.Redis, jobs: list[Followed], calm: list[JobResult]) -> d
     states: Counter[str] = Counter()
     keys = QueueKeys("storm")
     for followed in jobs:
-        found: Any = admin.hmget(keys.job(followed.job_id), "state", "result")
+        found: Any = admin.hmget(keys.job(followed.job_id), "state", "result", "finished")
         state = JobState(found[0].decode()) if found[0] else None
         states[state or "gone"] += 1
         if state is None or not state.is_terminal:
@@ -293,25 +294,28 @@ def _audit(admin: redis.Redis, jobs: list[Followed], calm: list[JobResult]) -> d
         faults = Counter({"duplicate_tokens": followed.doubled, "missing_tokens": followed.missing})
         logged: dict[int, list[int]] = defaultdict(list)
         entries: Any = admin.xrange(keys.events(followed.job_id))
-        ends = [position for position, (_, fields) in enumerate(entries) if b"c" not in fields]
-        faults["lost"] += not ends
-        faults["duplicate_terminals"] += max(0, len(ends) - 1) + (bool(ends) and ends[0] != len(entries) - 1)
-        for entry_id, fields in entries:
-            chunk = decode_event(fields[b"c"]) if b"c" in fields else None
+        page = run(admin, read_events(keys, followed.job_id, limit=1_000_000))
+        *chunks, ended = [decode_event(data) for data in page.events] if page is not None else [None]
+        faults["lost"] += not isinstance(ended, JobEnded)
+        times = [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
+        times += [int(found[2])] * (len(chunks) - len(times))  # the last ones came with the end
+        for at_ms, chunk in zip(times, chunks, strict=True):
+            faults["duplicate_terminals"] += isinstance(chunk, JobEnded)
             if isinstance(chunk, TokenChunk):
-                followed.first_logged.setdefault(chunk.attempt, int(entry_id.partition(b"-")[0]) / 1000)
+                followed.first_logged.setdefault(chunk.attempt, at_ms / 1000)
                 faults["duplicate_tokens"] += max(0, len(logged[chunk.index]) - chunk.offset)
                 faults["missing_tokens"] += max(0, chunk.offset - len(logged[chunk.index]))
                 logged[chunk.index].extend(chunk.token_ids)
         for index, tokens in logged.items():
             faults["missing_tokens"] += max(0, len(tokens) - len(followed.tokens[index]))
             faults["duplicate_tokens"] += max(0, len(followed.tokens[index]) - len(tokens))
-        ended = decode_event(found[1])
         assert isinstance(ended, JobEnded)
         faults["wrong_output"] += not _is_right(state, ended, logged, followed, calm[followed.number])
         if faults.total():
             console.print(f"job {followed.job_id} (request {followed.number}, {state}): {dict(+faults)}")
         counts += faults
+    ends = sum(count for name, count in run(admin, snapshot(keys)).stats.items() if name in ENDED)
+    counts["duplicate_terminals"] += max(0, ends - sum(jobs for state, jobs in states.items() if state in ENDED))
     return {**{name: counts[name] for name in COUNTS}, "states": dict(states)}
 
 

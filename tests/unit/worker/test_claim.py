@@ -242,7 +242,7 @@ async def test_a_job_whose_log_is_complete_is_only_finished(bench: Bench) -> Non
 async def test_a_log_that_cannot_be_continued_says_so_and_why(bench: Bench) -> None:
     bench.submit("torn")
     first = bench.driver.take("w0")
-    bench.driver.client.xadd(bench.keys.events("torn"), {"c": b"\xc1"})
+    bench.driver.publish("w0", transitions.PublishRecord("torn", first.attempt, 0, 0, 1, b"\xc1"))
     bench.driver.release("w0", ("torn", first.attempt))
     await bench.claimer.claim_once()
     await bench.publisher.flush_all()

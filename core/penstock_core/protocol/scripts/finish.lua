@@ -5,42 +5,43 @@
 --   id string; head string: `attempt state prompt_tokens completion_tokens chunks`, the state completed, failed, cancelled
 --   or expired; ended bytes (JobEnded); then {head string: `index offset count`; payload bytes} ...
 -- Returns per record 'ok' or 'fenced'. A repetition after a lost reply answers 'ok' and changes nothing.
--- Refuses: a stale owner or attempt (counted in `fenced`); chunks that leave a gap (counted in `gaps`; the job runs on).
+-- Refuses: a stale owner or attempt (counted in `fenced`); chunks that leave a gap (counted in `gaps`; the job runs on,
+--   without any of them).
 --@include base waiting jobs log
 
 local worker = ARGV[2]
 
--- Append the last chunks. Returns the fields to store; nil where a chunk leaves a gap: what came before it is the log's.
-local function append_last(job, at, chunks)
-  local offsets, fields, appended, gap = {}, {}, 0, false
+-- The last chunks that are not the log's already, and the fields to store: `tail` holds them, each behind its length, as
+-- an entry of the log would cost more than the rest of a short job. nil where a chunk leaves a gap.
+local function last_chunks(job, at, chunks)
+  local fresh, tail, offsets, appended = {}, {}, {}, 0
   for i = at, at + 2 * (chunks - 1), 2 do
-    local head = words(ARGV[i])
+    local head, payload = words(ARGV[i]), ARGV[i + 1]
     local field, offset, n = 'off:' .. head[1], tonumber(head[2]), tonumber(head[3])
     local next_offset = offsets[field] or num(job[field] or call('HGET', Q .. 'job:' .. job.id, field))
-    local outcome = append_chunk(job.id, job.client, offset, n, ARGV[i + 1], next_offset)
-    if outcome == 'gap' then
-      count('gaps')
-      gap = true
-      break
-    end
-    if outcome == 'new' then
+    local doubtful = n == 0 or offset ~= next_offset
+    if not (doubtful and job.log_bytes ~= '' and already_appended(Q .. 'events:' .. job.id, payload)) then
+      if offset ~= next_offset then
+        return nil
+      end
+      fresh[#fresh + 1] = payload
+      tail[#tail + 1] = #payload .. ':'
+      tail[#tail + 1] = payload
       appended = appended + n
       offsets[field] = offset + n
     end
   end
-  if appended > 0 then
-    job.tokens = num(job.tokens) + appended
-    count('tokens_out', appended)
-    fields[1], fields[2] = 'tokens', text(job.tokens)
-    for field, offset in pairs(offsets) do
-      fields[#fields + 1] = field
-      fields[#fields + 1] = text(offset)
-    end
-    if gap then
-      call('HSET', Q .. 'job:' .. job.id, unpack(fields))
-    end
+  if #fresh == 0 then
+    return fresh, {}
   end
-  return not gap and fields or nil
+  job.tokens = num(job.tokens) + appended
+  local fields = { 'tokens', text(job.tokens), 'tail', table.concat(tail) }
+  for field, offset in pairs(offsets) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = text(offset)
+  end
+  count('tokens_out', appended)
+  return fresh, fields
 end
 
 local function finish(at, head, chunks)
@@ -53,9 +54,13 @@ local function finish(at, head, chunks)
     return fence(ARGV[at], worker, attempt)
   end
   local prompt_tokens, completion_tokens = tonumber(head[3]), tonumber(head[4])
-  local fields = append_last(job, at + 3, chunks)
-  if not fields then
+  local fresh, fields = last_chunks(job, at + 3, chunks)
+  if not fresh then
+    count('gaps')
     return 'fenced'
+  end
+  for i = 1, #fresh do
+    tell(job.id, job.client, fresh[i])
   end
   end_job(job, head[2], ARGV[at + 2], worker, fields)
   charge_to(job, prompt_tokens + 2 * completion_tokens)

@@ -12,6 +12,23 @@
 
 local worker, max_log_bytes = ARGV[2], setting('max_log_bytes')
 
+-- Append a chunk of `n` tokens at `offset`; `next_offset` is what the hash has for its choice.
+-- Returns 'new', 'repeated' or 'gap'. Chunks without tokens cannot be told from repetitions by offset alone.
+local function append_chunk(id, client, offset, n, payload, next_offset)
+  local log = Q .. 'events:' .. id
+  if n == 0 or offset ~= next_offset then
+    if already_appended(log, payload) then
+      return 'repeated'
+    end
+    if offset ~= next_offset then
+      return 'gap'
+    end
+  end
+  call('XADD', log, '*', 'c', payload)
+  tell(id, client, payload)
+  return 'new'
+end
+
 local function publish(at)
   local id, head, payload = ARGV[at], words(ARGV[at + 1]), ARGV[at + 2]
   local attempt, offset, n = head[1], tonumber(head[3]), tonumber(head[4])

@@ -25,7 +25,7 @@ local function requeue(id)
       call('HDEL', key, field)
     end
   end
-  call('HDEL', key, 'result', 'finished', 'started', 'tokens', 'log_bytes', 'crashes', 'losses', 'errors', 'cancel', 'letter',
+  call('HDEL', key, 'result', 'tail', 'finished', 'started', 'tokens', 'log_bytes', 'crashes', 'losses', 'errors', 'cancel', 'letter',
     'error_code', 'error_message')
   call('PERSIST', key)
   if job.dedupe ~= '' then

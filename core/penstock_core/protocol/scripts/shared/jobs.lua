@@ -2,10 +2,12 @@
 
 local NAMES = {
   'state', 'owner', 'attempt', 'tenant', 'priority', 'client', 'deadline', 'ttl', 'dedupe', 'input', 'output', 'charged',
-  'tokens', 'submitted', 'enqueued', 'cancel', 'crashes', 'errors', 'retries', 'at', 'entry', 'affinity', 'left',
+  'tokens', 'log_bytes', 'submitted', 'enqueued', 'cancel', 'crashes', 'errors', 'retries', 'at', 'entry', 'affinity', 'left',
 }
 -- What end_job needs of a running job, and the offset of its first choice.
-local NAMES_TO_END = { 'state', 'owner', 'attempt', 'tenant', 'client', 'ttl', 'dedupe', 'input', 'charged', 'tokens', 'off:0' }
+local NAMES_TO_END = {
+  'state', 'owner', 'attempt', 'tenant', 'client', 'ttl', 'dedupe', 'input', 'charged', 'tokens', 'log_bytes', 'off:0',
+}
 
 -- The job's fields by name ('' where unset), or nil where there is no such job.
 local function load_job(id, names)
@@ -142,7 +144,7 @@ local function dead_letter(id, code, message)
     't', now)
 end
 
--- The end of a job, whatever led to it: exactly one terminal event, the end mark in its log, and a lifetime for all it
+-- The end of a job, whatever led to it: exactly one terminal event, which closes its log, and a lifetime for all it
 -- leaves. `ended` is the JobEnded record; `owner` stays in the hash where the worker itself ended the job, so that its
 -- call repeated after a lost reply is recognised, and is '' otherwise. `more` are further fields and values to store.
 local function end_job(job, state, ended, owner, more)
@@ -151,7 +153,7 @@ local function end_job(job, state, ended, owner, more)
   else
     leave_waiting(job)
   end
-  local key, log = Q .. 'job:' .. job.id, Q .. 'events:' .. job.id
+  local key = Q .. 'job:' .. job.id
   local ttl = job.ttl
   local fields = more or {}
   local n = #fields
@@ -169,8 +171,9 @@ local function end_job(job, state, ended, owner, more)
     fields[n + 1], fields[n + 2] = 'request', '' -- nobody runs it again: give its memory back
   end
   call('HSET', key, unpack(fields))
-  call('XADD', log, '*', 'end', state)
-  call('PEXPIRE', log, ttl)
+  if job.log_bytes ~= '' then
+    call('PEXPIRE', Q .. 'events:' .. job.id, ttl)
+  end
   call('PEXPIRE', key, ttl)
   if job.dedupe ~= '' then
     call('PEXPIRE', Q .. 'dedupe:' .. job.tenant .. ':' .. job.dedupe, ttl)

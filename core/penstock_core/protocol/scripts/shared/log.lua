@@ -1,4 +1,4 @@
--- Appending to the token log, at exactly the offset that is next, once.
+-- What publish and finish share: the heads of records, and how a repeated chunk is known.
 
 local heads = {} -- text -> its words; records of a call are often alike
 
@@ -26,21 +26,4 @@ local function already_appended(log, payload)
     end
   end
   return false
-end
-
--- Append a chunk of `n` tokens at `offset`; `next_offset` is what the hash has for its choice.
--- Returns 'new', 'repeated' or 'gap'. Chunks without tokens cannot be told from repetitions by offset alone.
-local function append_chunk(id, client, offset, n, payload, next_offset)
-  local log = Q .. 'events:' .. id
-  if n == 0 or offset ~= next_offset then
-    if already_appended(log, payload) then
-      return 'repeated'
-    end
-    if offset ~= next_offset then
-      return 'gap'
-    end
-  end
-  call('XADD', log, '*', 'c', payload)
-  tell(id, client, payload)
-  return 'new'
 end
