@@ -91,7 +91,7 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
     health_file = HealthFile(settings.health_dir, settings.worker_id or "")
     loading = RoleLoop("loading", lambda: _say_loading(health_file, settings, drain), lambda role: None)
     loading.start()
-    client = bell = None
+    client = bell = broker = None
     try:
         client = connect_async(settings.redis_url)
         bell = connect_async(settings.redis_url, timeout_s=_LISTEN_S)
@@ -117,6 +117,8 @@ async def _run(settings: WorkerSettings, load: Load) -> ExitCode:
         await loading.shutdown()
         health_file.remove()
         drain.uninstall()
+        if broker is not None:
+            broker.close()
         for connection in (client, bell):
             if connection is not None:
                 await connection.aclose()

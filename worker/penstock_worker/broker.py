@@ -1,7 +1,8 @@
 """The worker's side of the Redis connection: runs the protocol's calls and knows whether Redis can be reached.
 
-Every role shares one `Broker`. Whatever makes Redis unusable for a while (a dropped connection, a failover, a full
-memory) becomes `BrokerUnavailable`, is logged once when it begins and once when it ends, and is the roles' to wait out.
+Every role shares one `Broker`; all calls but the signs of life go over one connection, close behind one another.
+Whatever makes Redis unusable for a while (a dropped connection, a failover, a full memory) becomes `BrokerUnavailable`,
+is logged once when it begins and once when it ends, and is the roles' to wait out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import redis.asyncio
 from penstock_core.protocol import transitions
 from penstock_core.protocol.connection import broker_errors
 from penstock_core.protocol.errors import BrokerUnavailable
+from penstock_core.protocol.wire import Wire
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ class Broker:
         self.client = client
         self.outages = 0
         self.back_since = float("-inf")
+        self._wire = Wire(client)
         self._url = url
         self._clock = clock
         self._away_since: float | None = None
@@ -65,13 +68,19 @@ class Broker:
 
     async def run(self, call: transitions.Call[T]) -> T:
         """Run one transition."""
+        return await self.guard(self._wire.run(call))
+
+    async def run_apart(self, call: transitions.Call[T]) -> T:
+        """Run one transition on another connection, so that it waits for no other's reply."""
         return await self.guard(transitions.run_async(self.client, call))
 
     async def run_many(self, calls: Sequence[transitions.Call[Any]]) -> list[Any]:
         """Run several transitions, in order, in one round trip."""
-        if len(calls) == 1:  # a pipeline of one costs twice a command
-            return [await self.run(calls[0])]
-        return list(await self.guard(transitions.run_many_async(self.client, calls)))
+        return await self.guard(self._wire.run_many(calls))
+
+    def close(self) -> None:
+        """Give back the connection that is not the client's."""
+        self._wire.close()
 
     async def guard(self, command: Awaitable[T], *, ends_outage: bool = True) -> T:
         """Await any command of the client, with its failures translated."""

@@ -78,7 +78,7 @@ class Renewer:
         call = transitions.renew(
             self._keys, self._worker_id, holds, lease_ms=self._lease_ms, record=self._describe().encode()
         )
-        statuses = await self._broker.run(call)
+        statuses = await self._broker.run_apart(call)
         self.registered.set()
         if due:
             self._renewed_at = now

@@ -259,4 +259,5 @@ async def _run(settings: WorkerSettings) -> ExitCode:
     finally:
         if status_server is not None:
             await status_server.shutdown()
+        broker.close()
         await client.aclose()
