@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from penstock_core.attention import cpu
 from penstock_core.cache import PageConfig
+from penstock_core.kernels import native
 from penstock_core.pipeline import EngineRequest, PipelineConfig, ResumedChoice, UnifiedInferencePipeline
 from penstock_core.protocol.jobs import Choice
 from penstock_core.protocol.requests import SamplingParams
@@ -88,17 +88,12 @@ def test_after_a_crash(alone: Choice) -> None:
     assert run(pipeline(), wanted(resume=resume))["x"] == alone
 
 
-def test_without_the_setting_the_last_bits_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the setting is for: the same request in chunks gives other bits (and the same tokens).
-
-    Attention chooses another routine for a long chunk than for a short one; the bound is lowered because this model's
-    context ends where it lies.
-    """
-    monkeypatch.setattr(cpu, "SHORT_WORK", 0)
+def test_without_the_setting_the_last_bits_differ() -> None:
+    """What the setting is for where there are no kernels, whose bits hold without it: the same request in chunks."""
     request = EngineRequest("x", PROMPT * 2, PARAMS)
-    whole = run(pipeline(deterministic=False, prefix_cache=False, max_model_len=512), request)["x"]
-    chunked = run(pipeline(deterministic=False, max_batch_tokens=37, max_num_sequences=4, max_model_len=512), request)[
-        "x"
-    ]
+    with native.using(None):
+        whole = run(pipeline(deterministic=False, prefix_cache=False, max_model_len=512), request)["x"]
+        small = pipeline(deterministic=False, max_batch_tokens=37, max_num_sequences=4, max_model_len=512)
+        chunked = run(small, request)["x"]
     assert chunked.token_ids == whole.token_ids
     assert chunked.logprobs != whole.logprobs

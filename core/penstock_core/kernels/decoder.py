@@ -20,7 +20,7 @@ from penstock_core.kernels.linear import FloatProduct, Int8Product
 PARALLEL_WORK = 5_000_000
 """Multiplications of a step from which a second thread saves more than ten barriers a layer cost."""
 
-_KEPT_SCRATCH = 4 << 20  # floats that stay allocated between steps
+_KEPT_SCRATCH = 32 << 20  # floats that stay allocated between steps; fresh ones fault page by page
 
 CProduct = FloatProduct | Int8Product
 
@@ -165,7 +165,7 @@ class WholeDecoder:
         call.out, call.scratch = out.data_ptr(), scratch.data_ptr()
         call.tokens, call.sequences = batch.num_tokens, batch.num_sequences
         call.table_stride = batch.block_table.stride(0)
-        call.max_query_len, call.threads = batch.max_query_len, self.threads(batch.num_tokens)
+        call.threads = self.threads(batch.num_tokens)
         return call
 
     def unknown_token(self) -> IndexError:
@@ -204,7 +204,6 @@ def _readable(pages: LayerPages) -> bool:
     """Whether the kernels know pages of this kind."""
     return (
         native.stored_type(pages.k.dtype) is not None
-        and pages.k.shape[1] <= native.MAX_PAGE_SIZE
         and pages.k.shape[3] <= native.MAX_HEAD_DIM
         and pages.k.is_contiguous()
     )

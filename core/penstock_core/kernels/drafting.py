@@ -71,7 +71,6 @@ def draft(
         IndexError: a token is outside the vocabulary.
     """
     n, depth = len(sequences), max(one.limit for one in sequences)
-    lengths = [len(one.tokens) for one in sequences]
     numbers = [(len(one.tokens), one.start, one.row, one.limit, one.stream, one.index) for one in sequences]
     unread = [token for one in sequences for token in one.tokens]
     inputs = np.array([value for column in zip(*numbers, strict=True) for value in column] + unread, dtype=np.int64)
@@ -97,7 +96,6 @@ def draft(
         block_table.shape[1],
         width,
         len(edges),
-        max(lengths),
         threads,
     )
     if not whole.draft(byref(call)):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _NAMES = ("portable", "avx2", "avx512")
 INT8 = 3
 _STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: INT8}
-MAX_HEAD_DIM, MAX_PAGE_SIZE = 512, 64  # as in attention.c
+MAX_HEAD_DIM = 512  # as in attention.c
 
 _pointer, _i64, _i32, _f32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -33,10 +33,10 @@ class AttentionCall(ctypes.Structure):
 
     _fields_ = (
         *((name, _pointer) for name in ("q", "out", "k", "v", "k_scale", "v_scale")),
-        *((name, _pointer) for name in ("block_table", "query_start", "seq_lens", "selected")),
+        *((name, _pointer) for name in ("block_table", "query_start", "seq_lens")),
         *((name, _i64) for name in ("q_stride", "table_stride")),
-        *((name, _i32) for name in ("num_selected", "heads", "kv_heads", "dim", "page_size", "window", "kv_type")),
-        *((name, _i32) for name in ("max_query_len", "threads")),
+        *((name, _i32) for name in ("sequences", "heads", "kv_heads", "dim", "page_size", "window", "kv_type")),
+        ("threads", _i32),
         *((name, _f32) for name in ("scale", "softcap")),
     )
 
@@ -115,7 +115,7 @@ class DecodeCall(ctypes.Structure):
         *((name, _pointer) for name in ("token_ids", "positions", "slots", "block_table", "query_start", "seq_lens")),
         *((name, _pointer) for name in ("out", "scratch")),
         *((name, _i64) for name in ("tokens", "sequences", "table_stride")),
-        *((name, _i32) for name in ("max_query_len", "threads")),
+        ("threads", _i32),
     )
 
 
@@ -128,7 +128,7 @@ class DraftCall(ctypes.Structure):
         *((name, _pointer) for name in ("out", "integers", "floats", "doubles")),
         ("floor", ctypes.c_double),
         *((name, _i64) for name in ("n", "tokens", "depth", "table_stride", "table_width", "num_edges")),
-        *((name, _i32) for name in ("max_query_len", "threads")),
+        ("threads", _i32),
     )
 
 

@@ -39,10 +39,8 @@ typedef struct {
     float *out;     /* [tokens][hidden] */
     float *scratch; /* [tokens * scratch_width] */
     int64_t tokens, sequences, table_stride;
-    int32_t max_query_len, threads;
+    int32_t threads;
 } DecodeCall;
-
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Floats of scratch that one token needs. */
 static int64_t scratch_width(const Decoder *d) {
@@ -137,9 +135,8 @@ static void forward_in_team(const DecodeCall *c) {
         rotate_and_store_in_team(&rotate_call);
         const AttentionCall attention = {
             qkv, mixed, layer->k, layer->v, layer->k_scale, layer->v_scale, c->block_table, c->query_start,
-            c->seq_lens, 0, width, c->table_stride, (int32_t)c->sequences, (int32_t)d->heads, (int32_t)d->kv_heads,
-            (int32_t)d->dim, (int32_t)d->page_size, layer->window, layer->kv_type, c->max_query_len, 1,
-            d->scale, d->softcap};
+            c->seq_lens, width, c->table_stride, (int32_t)c->sequences, (int32_t)d->heads, (int32_t)d->kv_heads,
+            (int32_t)d->dim, (int32_t)d->page_size, layer->window, layer->kv_type, 1, d->scale, d->softcap};
         paged_attention_in_team(&attention);
         multiply_in_team(&layer->output, mixed, tokens, delta, rest);
         leave_in_team(d, delta, layer->after_attention, tokens);

@@ -21,7 +21,7 @@ typedef struct {
     double *doubles;            /* [1 + n + threads * 3 * blocks of 64 tokens]; the first: seconds after the reading */
     double floor;               /* no further than where the chance that all are right falls below this */
     int64_t n, tokens, depth, table_stride, table_width, num_edges; /* table_width: pages of the longest, guesses too */
-    int32_t max_query_len, threads;
+    int32_t threads;
 } DraftCall;
 
 typedef struct { /* what the levels share */
@@ -82,13 +82,13 @@ static void lay_out(const Levels *l, const int64_t *lengths, const int64_t *acti
 }
 
 /* Read tokens; logits after the last of each sequence. */
-static void read_tokens(const Levels *l, const int64_t *token_ids, int64_t tokens, int64_t longest, float *out,
+static void read_tokens(const Levels *l, const int64_t *token_ids, int64_t tokens, float *out,
                         const int64_t *wanted, int64_t count) {
     const DraftCall *c = l->call;
     const Decoder *d = l->decoder;
     float *rows = l->scratch, *rest = rows + count * d->hidden;
     const DecodeCall call = {d, token_ids, l->positions, l->slots, l->table, l->query_start, l->seq_lens, out, l->scratch,
-                             tokens, c->n, c->table_width, (int32_t)longest, c->threads};
+                             tokens, c->n, c->table_width, c->threads};
 #pragma omp parallel num_threads(c->threads) if (c->threads > 1)
     {
         forward_in_team(&call);
@@ -132,7 +132,7 @@ EXPORT int NAME(draft)(const DraftCall *c) {
         counts[s] = read[s] = 0;
     }
     lay_out(&l, lengths, 0, n);
-    read_tokens(&l, unread, c->tokens, c->max_query_len, l.hidden, l.wanted, n);
+    read_tokens(&l, unread, c->tokens, l.hidden, l.wanted, n);
     for (int64_t i = 0; i < n; i++) l.wanted[i] = i;
     const double began = now_s();
     int64_t count = n;
@@ -170,7 +170,7 @@ EXPORT int NAME(draft)(const DraftCall *c) {
         count = going;
         if (count == 0) break;
         lay_out(&l, 0, l.active, count);
-        read_tokens(&l, l.token_ids, count, 1, l.hidden, l.wanted, count);
+        read_tokens(&l, l.token_ids, count, l.hidden, l.wanted, count);
     }
     c->doubles[0] = now_s() - began;
     return 1;

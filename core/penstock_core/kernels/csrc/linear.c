@@ -99,11 +99,9 @@ static void linear_in_team(const LinearCall *c) {
 #pragma omp for
         for (int64_t b = 0; b < tiles; b++) {
             const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
-            float *to = c->scratch + from * k;
-            for (int64_t r = 0; r < rows; r++) {
-                const float *row = c->x + (from + r) * c->x_stride;
-                for (int64_t i = 0; i < k; i++) to[i * rows + r] = row[i];
-            }
+            const float *row[TILE];
+            for (int64_t r = 0; r < rows; r++) row[r] = c->x + (from + r) * c->x_stride;
+            interleave(row, (int)rows, k, 1.0f, c->scratch + from * k);
         }
     }
     const int64_t tasks = panels * groups, thread = omp_get_thread_num(), threads = omp_get_num_threads();

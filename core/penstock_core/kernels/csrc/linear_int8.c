@@ -11,7 +11,7 @@
 
 typedef struct {
     const uint8_t *w;     /* [panels][k4][I8_PANEL][4]: rounded weight + 128; k4 = ceil(k / 4) */
-    const float *w_scale; /* [panels * I8_PANEL] */
+    const float *w_scale; /* [n] */
     const float *bias;    /* [n], or null */
     const float *x;       /* [m][x_stride] */
     float *out;           /* [m][n] */
@@ -104,10 +104,14 @@ static void linear_int8_in_team(const Int8LinearCall *c) {
             for (int64_t r = 0; r < rows; r++) {
                 const int32_t shift = 128 * c->x_sum[from + r];
                 const float scale = c->x_scale[from + r];
+                const float *w_scale = c->w_scale + column;
                 float *out = c->out + (from + r) * c->n + column;
-                for (int64_t j = 0; j < columns; j++) {
-                    const float y = (float)(sums[r][j] - shift) * (scale * c->w_scale[column + j]);
-                    out[j] = c->bias != 0 ? y + c->bias[column + j] : y;
+                for (int64_t j = 0; j < columns; j += VL) {
+                    const __mmask16 kept = columns - j < VL ? (__mmask16)((1 << (columns - j)) - 1) : (__mmask16)-1;
+                    const __m512i whole = _mm512_sub_epi32(_mm512_load_si512(sums[r] + j), _mm512_set1_epi32(shift));
+                    vf y = mul(_mm512_cvtepi32_ps(whole), mul(splat(scale), _mm512_maskz_loadu_ps(kept, w_scale + j)));
+                    if (c->bias != 0) y = add(y, _mm512_maskz_loadu_ps(kept, c->bias + column + j));
+                    _mm512_mask_storeu_ps(out + j, kept, y);
                 }
             }
         }

@@ -116,7 +116,6 @@ static int begin(ranks_call *c) {
 
 INLINE int written(ranks_call *c, int rank) { return await(c, rank, &line_of(c, rank)->written, c->step); }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Sum over ranks into `data` on all of them; ranks are added in order, so that all get the same bits. */
 EXPORT int NAME(ranks_all_reduce)(ranks_call *c, float *data, int64_t count) {

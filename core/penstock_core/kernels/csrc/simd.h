@@ -14,6 +14,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 enum { F32 = 0, F16 = 1, BF16 = 2, I8 = 3 }; /* how a tensor is stored */
 
 INLINE float half_to_float(uint16_t h) {
@@ -95,6 +98,34 @@ INLINE vf load_bf16(const uint16_t *p) {
 INLINE vf load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+INLINE void transpose(vf a[VL]) {
+    vf b[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) { /* a[i + 2 j], a[i + 2 j + 1]: numbers 2 j, 2 j + 1 of rows i to i + 3, by lanes */
+            const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+            a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        a[i] = _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88);
+        a[i + 8] = _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd);
+    }
+}
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 #define VL 8
@@ -133,6 +164,29 @@ INLINE vf load_bf16(const uint16_t *p) {
 INLINE vf load_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+INLINE void transpose(vf a[VL]) {
+    vf b[VL];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            const __m256d low = _mm256_castps_pd(b[i + j]), high = _mm256_castps_pd(b[i + j + 2]);
+            a[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            a[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
+        b[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) a[i] = b[i];
+}
 #else
 #define VL 4 /* plain C in vectors of four, which any compiler maps to what it has */
 typedef struct { float at[VL]; } vf;
@@ -162,6 +216,11 @@ INLINE vf zero_below(vf x, float bound, vf y) { EACH y.at[i] = x.at[i] >= bound 
 INLINE vf load_f16(const uint16_t *p) { vf r; EACH r.at[i] = half_to_float(p[i]); return r; }
 INLINE vf load_bf16(const uint16_t *p) { vf r; EACH r.at[i] = bf16_to_float(p[i]); return r; }
 INLINE vf load_i8(const int8_t *p) { vf r; EACH r.at[i] = p[i]; return r; }
+INLINE void transpose(vf a[VL]) {
+    vf b[VL];
+    for (int j = 0; j < VL; j++) EACH b[j].at[i] = a[i].at[j];
+    memcpy(a, b, sizeof b);
+}
 #endif
 
 /* e^x within 2 units in the last place; exactly 0 below -87. Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]. */
@@ -178,6 +237,29 @@ INLINE vf exp_(vf x) {
     p = fma_(p, r, splat(5.0000001201e-1f));
     p = add(fma_(mul(p, r), r, r), splat(1.0f));
     return zero_below(x, -87.0f, mul(p, power_of_two(n)));
+}
+
+/* to[i][r] = factor * row[r][i], for at most VL rows of k numbers: as a tile of a product reads them. */
+static void interleave(const float *const *row, int rows, int64_t k, float factor, float *to) {
+    int64_t i = 0;
+    for (; i + VL <= k; i += VL) {
+        vf square[VL];
+        for (int r = 0; r < rows; r++) square[r] = mul(load(row[r] + i), splat(factor));
+        for (int r = rows; r < VL; r++) square[r] = splat(0.0f);
+        transpose(square);
+        for (int j = 0; j < VL; j++) {
+            float *at = to + (i + j) * rows;
+            if ((i + j) * rows + VL <= k * rows) { /* what it writes past its own is written again by the next */
+                store(at, square[j]);
+            } else {
+                float last[VL];
+                store(last, square[j]);
+                memcpy(at, last, rows * sizeof(float));
+            }
+        }
+    }
+    for (; i < k; i++)
+        for (int r = 0; r < rows; r++) to[i * rows + r] = row[r][i] * factor;
 }
 
 /* VL stored values as floats; `type` is a constant wherever this is inlined. */
