@@ -298,7 +298,7 @@ class MixtureOfExperts:
         self._renormalize = experts.renormalize
         self._activation: Activation = config.activation
         self._group = context.group
-        self._mine = context.group.share(experts.num_experts)
+        self._mine = context.group.experts(experts.num_experts)
         # Never in 8 bits: a changed choice of experts is no rounding error.
         self._prepare_router = replace(context, quantization=None).prepare
         self._router: products.Product

@@ -76,6 +76,12 @@ class TensorParallelGroup:
         step = -(-total // self.size)
         return slice(min(total, self.rank * step), min(total, (self.rank + 1) * step))
 
+    def experts(self, total: int) -> slice:
+        """This rank's experts; where they do not divide, the first ranks have one more."""
+        each, more = divmod(total, self.size)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
+
     def kv_heads(self, num_kv_heads: int) -> slice:
         """The KV heads this rank holds: an equal part, or one that it shares with neighbouring ranks."""
         if num_kv_heads >= self.size:
@@ -90,12 +96,13 @@ class TensorParallelGroup:
             UnsupportedModel: naming the dimension and the sizes that would fit.
         """
         dimensions = {"num_attention_heads": config.num_heads}
+        most = 64
         for layer in config.layers:
             if layer.experts is None:
                 dimensions["intermediate_size"] = config.intermediate_size
             else:
-                dimensions["num_experts"] = layer.experts.num_experts
-        fits = [n for n in range(1, 65) if all(total % n == 0 for total in dimensions.values())]
+                most = min(most, layer.experts.num_experts)  # whole experts, at least one for each rank
+        fits = [n for n in range(1, most + 1) if all(total % n == 0 for total in dimensions.values())]
         fits = [n for n in fits if config.num_kv_heads % n == 0 or n % config.num_kv_heads == 0]
         if self.size not in fits:
             shape = ", ".join(f"{name} {total}" for name, total in dimensions.items())
