@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
 from penstock_core.protocol.errors import InvalidConfiguration, InvalidRequest
 from penstock_worker import flags, follow, structured_log
@@ -31,9 +33,20 @@ def main() -> int:
     return _supervise(settings) if settings.is_supervised else _work(settings)
 
 
+def _leave_when_told() -> None:
+    """End in good order when told to while PyTorch is being imported: nothing is held yet. Later the loop is told."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(ExitCode.OK)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+
+
 def _work(settings: WorkerSettings) -> ExitCode:
     if follow.is_follower(os.environ):
         return follow.run(settings)
+    _leave_when_told()
     from penstock_worker.app import run  # torch is loaded here, and only here
 
     code = run(settings)
@@ -45,6 +58,7 @@ def _work(settings: WorkerSettings) -> ExitCode:
 
 
 def _supervise(settings: WorkerSettings) -> ExitCode:
+    _leave_when_told()
     from penstock_worker.supervise import run
 
     return run(settings)

@@ -117,7 +117,7 @@ class TestReclaim:
         driver.tick(LEASE_MS)
         assert driver.reclaim().dead == [job_id]
         status = driver.status(job_id)
-        assert (status.state, status.crashes, status.attempt) == ("dead", 3, 3)
+        assert (status.state, status.crashes, status.losses, status.attempt) == ("dead", 3, 0, 3)
         assert status.failure is not None
         assert (status.failure.code, "max_crashes 3" in status.failure.message) == ("poison", True)
         assert driver.ended(job_id).attempt == 3
@@ -156,7 +156,8 @@ class TestReclaim:
                     assert driver.release("w1", (job_id, 1)) == ["fenced"]
                 case "bury":
                     assert driver.bury("w1", job_id, 1) == "fenced"
-            assert driver.status(job_id).crashes == 0
+            status = driver.status(job_id)
+            assert (status.crashes, status.losses) == (0, 1)
         driver.take("w2")
         driver.tick(LEASE_MS)
         assert driver.reclaim().requeued == [job_id], "the first crash that nobody took back"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,22 @@ async def test_it_gives_up_on_a_redis_that_stays_away(bench: Bench, drain: Drain
 
     assert not await drain.insist(write, within_s=5.0)
     assert attempts == 3
+
+
+def test_a_worker_stopped_while_it_is_still_being_imported_leaves_in_good_order() -> None:
+    """Its loop takes the signals over only once PyTorch is there, a second or two later."""
+    script = """
+import os, signal, sys
+from penstock_worker import __main__ as worker
+
+class Import:  # stands for the import of PyTorch, during which the signal comes
+    def find_spec(self, name, path=None, target=None):
+        if name == "penstock_worker.app":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Import())
+sys.argv = ["penstock worker"]
+sys.exit(worker.main())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -8,7 +8,7 @@
 
 local FIELDS = {
   'state', 'priority', 'tenant', 'attempt', 'crashes', 'errors', 'owner', 'submitted', 'enqueued', 'started', 'finished',
-  'deadline', 'tokens', 'metadata', 'error_code', 'error_message', 'cancel', 'trace',
+  'deadline', 'tokens', 'metadata', 'error_code', 'error_message', 'cancel', 'trace', 'losses',
 }
 local replies = {}
 for at = 2, #ARGV do

@@ -111,6 +111,7 @@ class JobStatus:
         attempt: attempts begun so far.
         owner: the worker that runs it, or that ended it; '' otherwise.
         submitted_ms, enqueued_ms: when it was accepted, and since when it waits or waited (later for a delayed job).
+        crashes, losses: how often its worker was taken for gone, and in fact was gone; how often it was heard of again.
         tokens: output tokens published so far, over all choices.
         cancelling: it runs, and has been asked to stop.
         failure: why it ended, if not completed; of a delayed job, its last error.
@@ -134,6 +135,7 @@ class JobStatus:
     metadata: dict[str, str] = field(default_factory=dict)
     traceparent: str | None = None
     failure: JobFailure | None = None
+    losses: int = 0
 
 
 def read_job(keys: QueueKeys, job_id: str) -> Call[JobStatus | None]:
@@ -154,7 +156,7 @@ def read_jobs(keys: QueueKeys, job_ids: Sequence[str]) -> Call[list[JobStatus | 
 def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
     (
         state, priority, tenant, attempt, crashes, errors, owner, submitted, enqueued, started, finished, deadline,
-        tokens, metadata, error_code, error_message, cancel, trace, ended,
+        tokens, metadata, error_code, error_message, cancel, trace, losses, ended,
     ) = values  # fmt: skip
     failure = JobFailure(text(error_code), text(error_message)) if error_code else None
     job_state = JobState(text(state))
@@ -182,6 +184,7 @@ def _status(job_id: str, values: Sequence[Any]) -> JobStatus:
         decode_metadata(metadata),
         text(trace).partition(" ")[0] or None,
         failure,
+        number(losses),
     )
 
 
