@@ -1,74 +1,28 @@
 """Paged attention on CUDA through PyTorch's own variable-length kernel, which reads pages by block table.
 
-`torch.nn.attention.varlen.varlen_attn` takes a `block_table` from PyTorch 2.11 on; which page sizes and head sizes it
-accepts depends on the card and the build, so each combination is tried once on a tiny batch. Whatever it does not do
-(float32, soft-capped scores, int8 pages) goes the portable way.
+How `torch.nn.attention.varlen.varlen_attn` wants to be asked depends on what is behind it, so `varlen.py` finds that
+out by asking. Whatever it does not do (float32, soft-capped scores, 8-bit pages, other page sizes) is gathered and goes
+the portable way.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from penstock_core.attention import varlen
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
 from penstock_core.attention.portable import PortablePagedAttention
 
 
-@cache
-def _paged_kernel() -> Any:
-    """`varlen_attn`, if it exists here and reads pages; else None."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    wanted = {"block_table", "seqused_k", "num_splits", "window_size", "enable_gqa"}
-    return varlen_attn if wanted <= set(inspect.signature(varlen_attn).parameters) else None
-
-
-def _attend(q: Tensor, pages: LayerPages, batch: AttentionBatch, spec: AttentionSpec, num_splits: int | None) -> Tensor:
-    out = _paged_kernel()(
-        q,
-        pages.k,
-        pages.v,
-        batch.query_start,
-        None,
-        batch.max_query_len,
-        batch.max_seq_len,
-        scale=spec.scale,
-        window_size=(-1 if spec.window is None else spec.window - 1, 0),
-        enable_gqa=True,
-        seqused_k=batch.seq_lens,
-        block_table=batch.block_table,
-        num_splits=num_splits,
-    )
-    assert isinstance(out, Tensor)  # a tuple only comes back when auxiliary results are asked for
-    return out
-
-
-@cache
-def _accepts(dtype: torch.dtype, page_size: int, dim: int, device: torch.device, num_splits: int | None) -> bool:
-    """Whether the kernel takes pages and heads of these sizes, found by asking it."""
-    if _paged_kernel() is None or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    batch = AttentionBatch.build([[0]], [1], [[1]], page_size, device)
-    zeros = torch.zeros(2, page_size, 1, dim, dtype=dtype, device=device)
-    try:
-        _attend(zeros[0, :1], LayerPages(zeros, zeros), batch, AttentionSpec(1.0), num_splits)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return False
-    return True
-
-
 @dataclass(slots=True)
 class CUDAPlan:
-    """What every layer of one forward pass shares; the portable plan is made only if a layer needs it."""
+    """What every layer of one forward pass shares; what only some layers need is made when the first of them comes."""
 
     batch: AttentionBatch
+    key_starts: Tensor | None = None
     portable: Any = None
 
 
@@ -76,12 +30,16 @@ class CUDAPagedAttention:
     """FlashAttention over pages. `deterministic` fixes the reduction order whatever else is in the batch."""
 
     def __init__(self, deterministic: bool = False) -> None:
-        self._num_splits = 1 if deterministic else None
+        self._deterministic = deterministic
         self._portable = PortablePagedAttention(deterministic)
 
     def by_kernel(self, batch: AttentionBatch) -> bool:
         """Never: the C kernels are for the CPU."""
         return False
+
+    def in_place(self, shape: varlen.HeadShape, pages: LayerPages, spec: AttentionSpec, *, decoding: bool) -> bool:
+        """Whether pages are read where they lie, by a kernel that needs nothing of the host (and can be captured)."""
+        return self._convention(shape, pages, spec, decoding) is not None
 
     def plan(self, batch: AttentionBatch) -> CUDAPlan:
         """Nothing to prepare: the kernel reads the batch's own tensors."""
@@ -89,9 +47,22 @@ class CUDAPagedAttention:
 
     def attend(self, q: Tensor, pages: LayerPages, plan: CUDAPlan, spec: AttentionSpec) -> Tensor:
         """Attend every token to its sequence's pages. q: [T, H, D] -> [T, H, D]."""
-        fits = spec.softcap is None and q.dtype == pages.k.dtype
-        if fits and _accepts(q.dtype, pages.k.shape[1], q.shape[2], q.device, self._num_splits):
-            return _attend(q, pages, plan.batch, spec, self._num_splits)
+        batch = plan.batch
+        shape = varlen.HeadShape(q.dtype, q.device, q.shape[1], q.shape[2])
+        convention = self._convention(shape, pages, spec, batch.max_query_len == 1)
+        if convention is not None:
+            if plan.key_starts is None and convention.wants_key_starts:
+                plan.key_starts = varlen.key_starts(batch)
+            return varlen.attend(q, pages, batch, spec, convention, plan.key_starts)
         if plan.portable is None:
-            plan.portable = self._portable.plan(plan.batch)
+            decoding = batch.max_query_len == 1 and not self._deterministic
+            plan.portable = self._portable.plan_decodes(batch) if decoding else self._portable.plan(batch)
         return self._portable.attend(q, pages, plan.portable, spec)
+
+    def _convention(
+        self, shape: varlen.HeadShape, pages: LayerPages, spec: AttentionSpec, decoding: bool
+    ) -> varlen.Convention | None:
+        if spec.softcap is not None or shape.dtype != pages.k.dtype:
+            return None
+        _, page_size, kv_heads, _ = pages.k.shape
+        return varlen.convention_for(shape, page_size, kv_heads, spec.window is not None, decoding, self._deterministic)

@@ -18,6 +18,7 @@ from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPa
 from penstock_core.attention.pages import load
 
 LONG_QUERY = 32  # longer queries are attended alone: padding them to a batch would waste more than it saves
+GATHERED_TOKENS = 1 << 16  # keys of one group of decodes whose lengths the host does not know
 SOFTCAP_BLOCK = 128  # query rows whose scores are held at a time where no fused kernel exists
 
 
@@ -77,6 +78,27 @@ class PortablePagedAttention:
         for (query_len, _), sequences in similar.items():
             groups.append(_group(batch, sequences, query_len, max(seq_lens[n] for n in sequences)))
         return groups
+
+    def plan_decodes(self, batch: AttentionBatch) -> list[_Group]:
+        """The plan of a step with one query per sequence, made without reading anything from the device.
+
+        All contexts count as long as the longest, so it gathers more than `plan` does.
+        """
+        num_pages = -(-batch.max_seq_len // batch.page_size)
+        padded = num_pages * batch.page_size
+        rows = torch.arange(batch.num_sequences, device=batch.seq_lens.device)
+        positions = batch.seq_lens.long()[:, None] - 1
+        pages = batch.block_table[:, :num_pages].long()
+        each = max(1, GATHERED_TOKENS // padded)
+        return [
+            _Group(1, padded, *parts, starts_empty=False)
+            for parts in zip(
+                torch.split(rows, each),
+                [part.flatten() for part in torch.split(pages, each)],
+                torch.split(positions, each),
+                strict=True,
+            )
+        ]
 
     def attend(self, q: Tensor, pages: LayerPages, plan: list[_Group], spec: AttentionSpec) -> Tensor:
         """Attend every token to its sequence's pages. q: [T, H, D] -> [T, H, D]."""
