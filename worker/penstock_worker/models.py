@@ -1,7 +1,4 @@
-"""From what `--model` says to a checkpoint folder: a bundled model, a local folder, or a download from the hub.
-
-Only the files the engine reads are fetched: configuration, tokenizer and safetensors, never code.
-"""
+"""From what `--model` says to a checkpoint folder: a bundled model, a local folder, or a download from the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from pathlib import Path
 from penstock_core.protocol.errors import PenstockError
 
 BUNDLED = Path(__file__).parent / "bundled"
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 class ModelUnavailable(PenstockError):
@@ -66,13 +62,9 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _download(hub_id: str, flag: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from penstock_core.models import BrokenCheckpoint, UnsupportedModel, find_checkpoint  # loads torch
 
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_WANTED)))
-    except LocalEntryNotFoundError as error:
-        raise ModelUnavailable(f"{flag}: {hub_id} is not in the local cache, and the hub cannot be reached") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelUnavailable(f"{flag}: cannot download {hub_id}: {reason}") from error
+        return find_checkpoint(hub_id)
+    except (BrokenCheckpoint, UnsupportedModel) as error:
+        raise ModelUnavailable(f"{flag}: {error}") from error

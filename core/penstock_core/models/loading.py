@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 
 from penstock_core.attention import attention_for
+from penstock_core.models import hub
 from penstock_core.models.config import ModelConfig
 from penstock_core.models.decoder import DecoderModel
 from penstock_core.models.errors import BrokenCheckpoint, UnsupportedModel
@@ -24,6 +25,7 @@ def find_checkpoint(model: str | Path) -> Path:
 
     Raises:
         BrokenCheckpoint: neither exists, or the download failed.
+        UnsupportedModel: the hub's model is not one that runs here.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -33,13 +35,7 @@ def find_checkpoint(model: str | Path) -> Path:
     name = str(model)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BrokenCheckpoint(f"{path}: no such folder; give a checkpoint folder or a hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise BrokenCheckpoint(f"{name}: not a local folder, and not found on the hub ({error})") from error
+    return hub.download(name)
 
 
 def choose_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:

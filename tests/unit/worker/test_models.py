@@ -6,7 +6,6 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from penstock_worker import models
 from penstock_worker.models import ModelUnavailable
@@ -42,30 +41,3 @@ def test_a_hub_model_is_named_before_it_is_downloaded(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert models.served_name("owner/name") == "owner/name"
-
-
-def test_a_hub_model_is_downloaded_without_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: dict[str, object] = {}
-
-    def download(hub_id: str, **options: object) -> str:
-        asked.update(options, hub_id=hub_id)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert models.resolve("owner/name") == models.Checkpoint(tmp_path, "owner/name")
-    patterns = asked["allow_patterns"]
-    assert isinstance(patterns, list)
-    assert not [pattern for pattern in patterns if pattern.endswith((".py", ".bin", "*"))]
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [(LocalEntryNotFoundError("offline"), "the hub cannot be reached"), (OSError("disk full"), "disk full")],
-)
-def test_a_failed_download_says_why(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
-    def download(*args: object, **options: object) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(ModelUnavailable, match=said):
-        models.resolve("owner/name", "--draft-model")
