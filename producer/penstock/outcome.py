@@ -32,7 +32,7 @@ def describe(status: JobStatus) -> str:
     """Where a job that has not ended stands, in words, with what can be done about it."""
     match status.state:
         case JobState.QUEUED:
-            return "it is queued; no worker with room has taken it yet: is one running for this queue?"
+            return "it is queued, and no worker with room has taken it yet (is one running for this queue?)"
         case JobState.DELAYED:
             reason = f" after an error ({status.failure.message})" if status.failure is not None else ""
             return f"it is delayed{reason}"

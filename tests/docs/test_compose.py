@@ -95,6 +95,12 @@ def test_gateway_is_published_on_this_machine_only(compose: dict[str, Any]) -> N
     assert set(gateway["environment"]) <= {"PENSTOCK_REDIS_URL", "PENSTOCK_QUEUE", "PENSTOCK_API_KEYS"}
 
 
+def test_gateway_serves_the_queue_that_the_worker_does(compose: dict[str, Any]) -> None:
+    """The story: with PENSTOCK_MODEL set the worker served that model's queue, and the gateway the bundled one's."""
+    model = compose["services"]["worker"]["environment"]["PENSTOCK_MODEL"]
+    assert compose["services"]["gateway"]["environment"]["PENSTOCK_QUEUE"] == f"${{PENSTOCK_QUEUE:-{model}}}"
+
+
 @pytest.mark.parametrize(("image", "targets"), [("worker", 2), ("gateway", 1)])
 def test_image_commands_exist(image: str, targets: int) -> None:
     dockerfile = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
@@ -113,9 +119,12 @@ def test_image_commands_exist(image: str, targets: int) -> None:
 @pytest.mark.parametrize("image", ["worker", "gateway"])
 def test_images_copy_what_the_package_needs(image: str) -> None:
     dockerfile = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
+    ignored, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert ignored == "*"
     for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
         for path in copied.split():
             assert (ROOT / path).exists(), path
+            assert f"!{path.split('/')[0]}" in rules, f"{path} is not sent to the builder"
     stages = re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE)
     for stage in re.findall(r"--from=(\S+)", dockerfile):
         assert stage in stages

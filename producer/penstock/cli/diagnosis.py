@@ -143,8 +143,8 @@ def _broker(address: Address) -> Iterator[Finding]:
         return
     finally:
         client.close()
-    yield from _queue(address, seen)
     yield from _other_queues(section, {name: other for name, other in others.items() if name != address.queue})
+    yield from _queue(address, seen)
 
 
 def _reachable(section: str, client: redis.Redis) -> Iterator[Finding]:

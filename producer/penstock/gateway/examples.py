@@ -53,6 +53,7 @@ _METRICS = {
     "dead": 0,
     "oldest_wait_ms": 830,
     "tokens_per_s": 412.5,
+    "waiting_bytes": 48211,
     "counters": {"submitted": 9120, "completed": 9101},
     "depths": [{"priority": 5, "tenant": "mill", "depth": 12, "oldest_wait_ms": 830}],
     "workers": [

@@ -46,7 +46,7 @@ from penstock_core.protocol.errors import (
     ResultTimeout,
 )
 from penstock_core.protocol.jobs import JobResult, JobState
-from penstock_core.protocol.transitions import CancelOutcome, JobStatus, QueueSnapshot
+from penstock_core.protocol.transitions import COUNTERS, CancelOutcome, JobStatus, QueueSnapshot
 
 HEARTBEAT_GRACE_MS = 15_000
 _log = logging.getLogger("penstock.gateway")
@@ -268,7 +268,8 @@ class RequestHandler:
             dead=seen.dead,
             oldest_wait_ms=seen.oldest_wait_ms,
             tokens_per_s=sum(worker.tokens_per_s for worker in workers),
-            counters=seen.stats,
+            waiting_bytes=seen.stats["waiting_bytes"],
+            counters={name: seen.stats[name] for name in COUNTERS},
             depths=_depths(seen, None),
             workers=workers,
         )

@@ -347,6 +347,7 @@ class MetricsResponse(BaseModel):
     dead: int = 0
     oldest_wait_ms: int
     tokens_per_s: float = 0.0
+    waiting_bytes: int = 0
     counters: dict[str, int] = {}
     depths: list[QueueLine]
     workers: list[WorkerLine] = []

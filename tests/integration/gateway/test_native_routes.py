@@ -324,6 +324,7 @@ def test_health_and_metrics_tell_the_condition(http: httpx.Client, operator: htt
     metrics = operator.get("/v1/metrics").json()
     assert metrics["scope"] == "queue"
     assert metrics["counters"]["submitted"] >= 1
+    assert "running" not in metrics["counters"], "what goes up and down is no counter"
     assert metrics["workers"][0]["model"] == "penstock-story"
     own = http.get("/v1/metrics").json()
     assert (own["scope"], own["counters"], own["workers"]) == ("tenant", {}, [])
