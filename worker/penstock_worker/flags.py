@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -17,12 +17,21 @@ from penstock_core.protocol.requests import invalid_request
 from penstock_worker.settings import WorkerSettings
 
 _ALIASES = {"redis_url": ["--redis"]}
+_SECTIONS = {  # heading -> the setting it begins with
+    "What it serves": "redis_url",
+    "Processes": "worker_id",
+    "Engine": "device",
+    "Delivery": "lease_s",
+    "Watching it": "metrics_port",
+}
+_UNITS = {"_s": "SECONDS", "_ms": "MS"}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `python -m penstock_worker`."""
     made = argparse.ArgumentParser(
         prog="penstock worker",
+        usage="penstock worker [options]",
         description="Run jobs of one queue on one model.",
         epilog=(
             "Each flag has a variable: PENSTOCK_LEASE_S for --lease-s. Exit codes: 0 drained, 1 crash, 2 wrong flag, "
@@ -32,15 +41,36 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    starts = {first: heading for heading, first in _SECTIONS.items()}
+    section: argparse._ActionsContainer = made
     for name, field in WorkerSettings.model_fields.items():
+        if name in starts:
+            section = made.add_argument_group(starts[name])
         flags = [*_ALIASES.get(name, []), flag(name)]
         default = "" if field.default is None else f" (default: {field.default})"
         text = f"{field.description}{default}"
         if field.annotation is bool:
-            made.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=text)
+            section.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=text)
         else:
-            made.add_argument(*flags, dest=name, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
+            section.add_argument(*flags, dest=name, metavar=_metavar(name, field.annotation), help=text)
     return made
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """What stands for a value: the values there are, its unit, or its kind."""
+    unit = next((shown for ending, shown in _UNITS.items() if name.endswith(ending)), None)
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) is Literal:
+        return "|".join(kinds)
+    if unit is not None:
+        return unit
+    return (
+        "N"
+        if int in (annotation, *kinds)
+        else "X"
+        if float in (annotation, *kinds)
+        else name.rsplit("_", 1)[-1].upper()
+    )
 
 
 def flag(name: str) -> str:

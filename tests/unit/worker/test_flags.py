@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args, get_origin
+
 import pytest
 
 from penstock_core.protocol.errors import InvalidRequest
@@ -69,3 +71,12 @@ def test_worker_ids_are_never_used_twice() -> None:
     ids = {new_worker_id(slot) for slot in (None, "0", "0", "1")}
     assert len(ids) == 4
     assert all(WorkerSettings(worker_id=one) for one in ids)
+
+
+def test_the_help_names_every_value_of_a_choice_and_the_unit_of_a_time() -> None:
+    shown = flags.parser().format_help()
+    for name, field in WorkerSettings.model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            assert f"{flags.flag(name)} {'|'.join(get_args(field.annotation))}" in shown
+    assert "--lease-s SECONDS" in shown
+    assert "--batch-timeout-ms MS" in shown
