@@ -78,9 +78,10 @@ class Feed:
         ended: the terminal event's bytes, once pushed and if not too large to keep.
         pristine: every event of the job since its submission has been, or will be, pushed here, and none has yet. What
             is not pristine has a past that only the log knows.
+        missed: the end may have passed by without being kept: whoever waits for it has to look.
     """
 
-    __slots__ = ("__weakref__", "channel", "ended", "inboxes", "job_id", "pristine")
+    __slots__ = ("__weakref__", "channel", "ended", "inboxes", "job_id", "missed", "pristine")
 
     def __init__(self, job_id: str, channel: str | None) -> None:
         self.job_id = job_id
@@ -88,14 +89,17 @@ class Feed:
         self.inboxes: tuple[Inbox, ...] = ()
         self.ended: bytes | None = None
         self.pristine = channel is None
+        self.missed = channel is not None
 
     def deliver(self, event: bytes) -> None:
-        """Pass an event on. `pristine` falls before the inboxes are read: an inbox added while it still stands misses
-        nothing."""
+        """Pass an event on. `pristine` and `missed` change before the inboxes are read: an inbox added while they still
+        stand misses nothing."""
         self.pristine = False
         terminal = is_terminal_event(event)
         if terminal and len(event) <= KEPT_END_BYTES:
             self.ended = event
+        elif terminal:
+            self.missed = True
         for inbox in self.inboxes:
             if terminal or inbox.chunks:
                 inbox.put(event)
@@ -103,6 +107,7 @@ class Feed:
     def mark_lost(self) -> None:
         """Events may have passed by unseen."""
         self.pristine = False
+        self.missed = True
         for inbox in self.inboxes:
             inbox.mark_lost()
 

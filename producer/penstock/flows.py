@@ -193,7 +193,7 @@ def result(around: Surroundings, watch: Watch, timeout_s: float | None) -> Flow[
     feed = watch.feed
     if feed is not None and feed.channel is not None and feed.ended is None:
         yield from vigil.listen(feed.channel)
-    look = feed is None or not feed.pristine
+    look = feed is None or feed.missed
     while True:
         if feed is not None and feed.ended is not None:
             return settle(watch.job_id, feed, feed.ended)
@@ -217,7 +217,7 @@ def settle(job_id: str, feed: Feed | None, data: bytes) -> JobResult:
     if not isinstance(ended, JobEnded):
         raise UndecodableRecord(f"job {job_id}: its terminal record is a {type(ended).__name__}")
     if ended.state is JobState.DEAD and feed is not None:
-        feed.ended = None  # an operator may requeue it
+        feed.ended, feed.missed = None, True  # an operator may requeue it
     return result_of(job_id, ended)
 
 

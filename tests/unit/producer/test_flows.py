@@ -258,6 +258,27 @@ def test_a_result_pushed_before_anyone_waits_costs_nothing() -> None:
     assert (found.token_ids, world.calls) == ((0, 1), [])
 
 
+def test_a_result_asked_for_after_the_first_tokens_passed_by_costs_nothing() -> None:
+    world = World()
+    watch = world.watch(chunks=False)
+    world.append(chunk(0, 2))
+    world.on_pause = Acts(world, [completed(2)])
+    _, found = world.drive(flows.result(world.around, watch, None))
+    assert (found.token_ids, world.calls) == ((0, 1), [])
+
+
+def test_an_end_that_passed_by_and_was_not_kept_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.feed.KEPT_END_BYTES", 1)
+    world = World()
+    world.on_pause = Acts(world)  # nobody is to wait
+    (feed,) = world.table.add_own(["job"])
+    world.append(completed(2))
+    inbox = Inbox(lambda: None, chunks=False)
+    world.table.open(feed, inbox)
+    _, found = world.drive(flows.result(world.around, flows.Watch(KEYS, "job", feed, inbox, None, True), None))
+    assert (found.token_ids, world.calls) == ((0, 1), ["read_end"])
+
+
 def test_an_outage_is_borne_for_the_clients_patience_and_not_longer() -> None:
     world = World(outages=10**6)
     with pytest.raises(BrokerUnavailable, match="down"):
