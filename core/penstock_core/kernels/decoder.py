@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock_core.attention.batch import AttentionBatch, LayerPages
-from penstock_core.kernels import native
+from penstock_core.kernels import memory, native
 from penstock_core.kernels.linear import FloatProduct, Int8Product
 
 PARALLEL_WORK = 5_000_000
@@ -182,7 +182,7 @@ class WholeDecoder:
         if wanted > _KEPT_SCRATCH:
             return torch.empty(wanted)
         if len(self._scratch) < wanted:
-            self._scratch = torch.empty(wanted)
+            self._scratch = memory.empty([wanted], torch.float32)
         return self._scratch
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock_core.kernels import native
+from penstock_core.kernels import memory, native
 
 PANEL = 32  # outputs that lie together, as in linear.c
 
@@ -27,7 +27,7 @@ class FloatProduct:
         self.out_features, self.in_features = weight.shape
         missing = -self.out_features % PANEL
         padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
-        self._packed = padded.view(-1, PANEL, self.in_features).transpose(1, 2).contiguous()
+        self._packed = memory.copied(padded.view(-1, PANEL, self.in_features).transpose(1, 2))
         self._bias = None if bias is None else bias.float()
         self.matrix = native.Matrix(
             self._packed.data_ptr(), None, native.pointer(self._bias), self.out_features, self.in_features, w_type
@@ -72,7 +72,7 @@ class Int8Product:
         fours = -(-self.in_features // 4)
         rounded = ((weight.float() / self._scale[:, None]).round_() + 128).to(torch.uint8)
         rounded = F.pad(rounded, (0, fours * 4 - self.in_features, 0, -self.out_features % PANEL))
-        self._packed = rounded.view(-1, PANEL, fours, 4).transpose(1, 2).contiguous()
+        self._packed = memory.copied(rounded.view(-1, PANEL, fours, 4).transpose(1, 2))
         self._bias = None if bias is None else bias.float()
         self.matrix = native.Matrix(
             self._packed.data_ptr(),
