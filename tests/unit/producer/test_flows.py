@@ -28,7 +28,7 @@ from penstock_core.protocol.transitions import NewJob, SubmitOutcome
 KEYS = QueueKeys("q")
 SETTINGS = ClientSettings("redis://localhost", "q", patience_s=10, submit_patience_s=2, backstop_s=5)
 STUBBORN = replace(SETTINGS, patience_s=1e6)
-STATUS_FIELDS = 19
+STATUS_FIELDS = 20
 
 
 @dataclass
