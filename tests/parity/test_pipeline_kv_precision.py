@@ -44,7 +44,9 @@ def surprise(engine: InferencePipelineExecutor, texts: list[tuple[int, ...]]) ->
     return -sum(record.logprob for record in records) / len(records)
 
 
-@pytest.mark.parametrize(("kv_dtype", "limit"), [("float16", 0.0005), ("bfloat16", 0.005), ("int8", 0.005)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "limit"), [("float16", 0.0005), ("bfloat16", 0.005), ("int8", 0.005), ("float8", 0.02)]
+)
 def test_text_is_hardly_more_surprising_to_a_model_with_smaller_pages(kv_dtype: str, limit: float) -> None:
     whole = executor("float32")
     texts = [result.token_ids for result in whole.generate(list(OPENINGS), GREEDY)]
@@ -53,7 +55,7 @@ def test_text_is_hardly_more_surprising_to_a_model_with_smaller_pages(kv_dtype: 
     assert abs(surprise(small, texts) - surprise(whole, texts)) < limit
 
 
-@pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16", "int8", "float8"])
 def test_smaller_pages_keep_same_seed_same_tokens(kv_dtype: str) -> None:
     engine = executor(kv_dtype)
     params = SamplingParams(temperature=0.8, seed=7, max_tokens=40, ignore_eos=True)

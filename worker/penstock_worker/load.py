@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from penstock_core.cache import PageConfig
@@ -34,12 +33,11 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         )
     page = PageConfig(
         page_size=settings.page_size,
+        num_tokens=settings.kv_cache_tokens,
         kv_dtype=settings.kv_dtype,
         memory_fraction=settings.memory_fraction,
         host_pages=settings.host_pages,
     )
-    if settings.kv_cache_tokens is not None:
-        page = replace(page, num_pages=-(-settings.kv_cache_tokens // page.page_size))
     speculation = None
     if settings.speculation != "off":
         draft_model = None if settings.draft_model is None else resolve(settings.draft_model, "--draft-model").path

@@ -75,7 +75,10 @@ class WorkerSettings(BaseModel):
             gt=0, le=0.95, description="share of the device's free memory to use; default: 0.9 of a GPU, 0.5 of a CPU's"
         ),
     ] = None
-    page_size: Annotated[int, Field(ge=1, le=1024, description="tokens in a page of the KV cache")] = 16
+    page_size: Annotated[
+        int | None,
+        Field(ge=1, le=1024, description="tokens in a page of the KV cache; default: 16, more where a GPU needs it"),
+    ] = None
     prefix_cache: Annotated[bool, Field(description="reuse computed prefixes between requests")] = True
     host_pages: Annotated[
         int,
@@ -108,7 +111,8 @@ class WorkerSettings(BaseModel):
         ),
     ] = 0.0
     kv_dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16", "int8"], Field(description="precision of the KV cache")
+        Literal["auto", "float32", "float16", "bfloat16", "int8", "float8"],
+        Field(description="precision of the KV cache"),
     ] = "auto"
     deterministic: Annotated[
         bool, Field(description="logits equal bit for bit whatever else is in the batch, at some cost of speed")

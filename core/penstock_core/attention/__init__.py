@@ -11,11 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from penstock_core.attention import varlen
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
 from penstock_core.attention.cpu import CPUPagedAttention
 from penstock_core.attention.cuda import CUDAPagedAttention
+from penstock_core.attention.varlen import HeadShape
 
-__all__ = ["AttentionBatch", "AttentionSpec", "LayerPages", "PagedAttention", "attention_for"]
+__all__ = [
+    "AttentionBatch",
+    "AttentionSpec",
+    "HeadShape",
+    "LayerPages",
+    "PagedAttention",
+    "attention_for",
+    "usual_page_size",
+]
 
 
 class PagedAttention(Protocol):
@@ -27,8 +37,18 @@ class PagedAttention(Protocol):
     def attend(self, q: Tensor, pages: LayerPages, plan: Any, spec: AttentionSpec) -> Tensor:
         """Causal attention of this step's tokens over their sequences' pages. q: [T, H, D] -> [T, H, D]."""
 
+    def in_place(self, shape: HeadShape, pages: LayerPages, spec: AttentionSpec, *, decoding: bool) -> bool:
+        """Whether pages are read by a kernel that needs nothing of the host, so that a graph can capture it."""
+
     def by_kernel(self, batch: AttentionBatch) -> bool:
         """Whether the C kernel computes all of this batch, so that a whole-decoder call may."""
+
+
+def usual_page_size(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> int:
+    """Tokens per page, where nobody asks for a number: what the device's attention reads in place."""
+    if device.type != "cuda":
+        return varlen.SMALL_PAGE
+    return varlen.usual_page_size(varlen.HeadShape(dtype, device, heads, dim), kv_heads)
 
 
 def attention_for(device: torch.device | str, *, deterministic: bool = False) -> PagedAttention:

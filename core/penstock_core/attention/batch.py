@@ -92,9 +92,10 @@ class LayerPages:
     """One layer's key and value pages.
 
     Attributes:
-        k, v: [num_pages, page_size, num_kv_heads, head_dim] in any float dtype, or int8 with scales. They must start
+        k, v: [num_pages, page_size, num_kv_heads, head_dim] in any float dtype, or in 8 bits (int8, float8_e4m3fn) with
+            scales. They must start
             zeroed: a kernel may read (and mask) the unused rest of a page, which must not hold NaN.
-        k_scale, v_scale: float32 [num_pages, page_size, num_kv_heads], present exactly when k and v are int8:
+        k_scale, v_scale: float32 [num_pages, page_size, num_kv_heads], present exactly when k and v have 8 bits:
             value = stored * scale, one scale per token and head.
     """
 
@@ -105,7 +106,7 @@ class LayerPages:
 
     @property
     def quantized(self) -> bool:
-        """Whether keys and values are stored as int8 with scales."""
+        """Whether keys and values are stored in 8 bits with scales."""
         return self.k_scale is not None
 
 

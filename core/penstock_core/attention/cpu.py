@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penstock_core.attention.batch import AttentionBatch, AttentionSpec, LayerPages
 from penstock_core.attention.portable import PortablePagedAttention
+from penstock_core.attention.varlen import HeadShape
 from penstock_core.kernels import native
 
 
@@ -34,6 +35,10 @@ class CPUPagedAttention:
     def by_kernel(self, batch: AttentionBatch) -> bool:
         """Whether no sequence of the batch goes the portable way."""
         return native.kernels() is not None
+
+    def in_place(self, shape: HeadShape, pages: LayerPages, spec: AttentionSpec, *, decoding: bool) -> bool:
+        """Never: nothing is captured on the CPU."""
+        return False
 
     def plan(self, batch: AttentionBatch) -> CPUPlan:
         """What the layers share; once per forward pass."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock_core.attention import LayerPages
+from penstock_core.attention import LayerPages, usual_page_size
 from penstock_core.batching import TokenBatch
 from penstock_core.cache import PageConfig, PageShape, allocate_pages, move_pages, stored_dtype
 from penstock_core.distributed import launch
 from penstock_core.distributed.config import DistributedConfig
 from penstock_core.distributed.followers import Followers
+from penstock_core.distributed.graphs import LARGEST, CUDARecorder, DecodeGraphs
 from penstock_core.distributed.group import ProcessGroup
 from penstock_core.distributed.inputs import carry, choose_device, index_on_device, on_device
 from penstock_core.distributed.measure import measure_activations
@@ -59,6 +61,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_sequences: int = 64
     max_batch_tokens: int = 2048
+    graphs: bool | None = None
     deterministic: bool = False
     threads: int | None = None
     page: PageConfig = field(default_factory=PageConfig)
@@ -89,9 +92,13 @@ class DistributedInferenceEngine:
         """Take a loaded model and allocate its pages. `memory`: what is known so far.
 
         Raises:
-            InvalidConfiguration: the pool cannot hold one sequence of `max_model_len` tokens.
+            InvalidConfiguration: the pool cannot hold one sequence of `max_model_len` tokens, or steps are to be
+                captured that cannot be.
         """
-        page = config.page
+        page_size = usual_page_size(
+            model.device, model.dtype, model.num_local_heads, model.num_local_kv_heads, model.config.head_dim
+        )
+        page = config.page.sized(page_size if group is None else group.least(page_size))
         self.model = model
         self.config: ModelConfig = model.config
         self.device = model.device
@@ -104,14 +111,15 @@ class DistributedInferenceEngine:
         self.max_model_len = self._choose_length(config.max_model_len, page)
         shape = PageShape(
             num_layers=model.num_local_layers,
-            page_size=page.page_size,
+            page_size=page.size,
             num_kv_heads=model.num_local_kv_heads,
             head_dim=model.config.head_dim,
             dtype=stored_dtype(page.kv_dtype, model.dtype),
         )
-        self.page_size = page.page_size
+        self.page_size = page.size
         self.page_bytes = shape.page_bytes
         activations = memory.activations
+        captures = config.graphs is not False and self.device.type == "cuda" and group is None
         if self.device.type == "cuda":
             activations = measure_activations(
                 model,
@@ -121,6 +129,9 @@ class DistributedInferenceEngine:
                 length=self.max_model_len,
                 rows=max(config.max_num_sequences, PROMPT_LOGIT_ROWS),
             )
+            if captures:  # graphs keep memory of their own
+                decodes = min(config.max_num_sequences, LARGEST)
+                activations += measure_activations(model, shape, tokens=decodes, sequences=decodes, length=1, rows=1)
         self.num_pages = fit_pages(
             page,
             shape,
@@ -133,7 +144,15 @@ class DistributedInferenceEngine:
         )
         if group is not None:
             self.num_pages = group.least(self.num_pages)
-        self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages, self.device)
+        self.layers: list[LayerPages] = allocate_pages(shape, self.num_pages + captures, self.device)
+        self._graphs: DecodeGraphs | None = None
+        if captures:
+            self._graphs = self._capture(config.max_num_sequences)
+        if config.graphs and self._graphs is None:
+            raise InvalidConfiguration(
+                "graphs",
+                "need a GPU, one rank, a model without experts, and pages that are read in place; leave it out",
+            )
         self.num_host_pages = page.host_pages
         self.host_layers: list[LayerPages] = []
         if page.host_pages:
@@ -307,8 +326,11 @@ class DistributedInferenceEngine:
         ):
             if moves:
                 move_pages(sources, destinations, moves)
-        parts = [self._pass_through(part, chosen) for part in cut(batch, self._num_parts(batch.num_tokens))]
-        self._hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._graphs is not None and self._graphs.fits(batch):
+            self._hidden = self._graphs.run(batch, chosen)
+        else:
+            parts = [self._pass_through(part, chosen) for part in cut(batch, self._num_parts(batch.num_tokens))]
+            self._hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.logits(None if len(batch.logit_rows) == batch.num_tokens else batch.logit_rows)
 
     def logits(self, rows: npt.NDArray[np.int64] | None) -> torch.Tensor:
@@ -353,7 +375,9 @@ class DistributedInferenceEngine:
         return None if self.group is None else self._broken or self.group.fallen()
 
     def close(self) -> None:
-        """End the other ranks, if there are any."""
+        """End the other ranks, if there are any, and give captured steps up."""
+        if self._graphs is not None:
+            self._graphs.forget()
         group, self.group = self.group, None
         if group is None:
             return
@@ -383,6 +407,27 @@ class DistributedInferenceEngine:
                 self._broken = self._followers.fallen(_LAST_WORDS_S) or self._broken
             raise EngineFailed(f"the group of ranks is broken: {self._broken}") from error
 
+    def _capture(self, max_rows: int) -> DecodeGraphs | None:
+        """Steps of one token per sequence, captured; None where that cannot be. The last page is nobody's."""
+        if not self.model.capturable(self.layers):
+            return None
+        began = time.perf_counter()
+        try:
+            graphs = DecodeGraphs(
+                lambda batch: self.model.forward(batch, self.layers),
+                max_rows=max_rows,
+                max_len=self.max_model_len,
+                page_size=self.page_size,
+                scratch_page=self.num_pages,
+                device=self.device,
+                recorder=CUDARecorder(self.device),
+            )
+        except RuntimeError as error:
+            _logger.warning("decode steps could not be captured and run kernel by kernel", exc_info=error)
+            return None
+        _logger.info("captured decode steps in %.1f s", time.perf_counter() - began)
+        return graphs
+
     def _pass_through(self, part: TokenBatch, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """One piece of a step through this stage's layers, from the stage before to the one after."""
         inputs = on_device(part, self.page_size, self.device)
@@ -406,7 +451,7 @@ class DistributedInferenceEngine:
         """`wanted`, or the model's own limit; shorter where an explicit pool is smaller than that."""
         longest = self.config.max_position
         if wanted is None:
-            return longest if page.num_pages is None else min(longest, page.num_pages * page.page_size)
+            return longest if page.num_pages is None else min(longest, page.num_pages * page.size)
         if wanted > longest:
             raise InvalidConfiguration(
                 "max_model_len", f"{wanted} is above the {longest} positions that {self.config.architecture} has here"

@@ -202,8 +202,8 @@ def fit_pages(
     if fitting < least:
         remedies = ["raise memory_fraction"]
         if fitting:
-            remedies.insert(0, f"set max_model_len to at most {fitting * page.page_size}")
-        if shape.dtype != torch.int8:
+            remedies.insert(0, f"set max_model_len to at most {fitting * page.size}")
+        if not shape.has_scales:
             remedies.append("use kv_dtype int8")
         remedies += ["store the weights smaller (dtype bfloat16, quantization int8)", "cut the model over more ranks"]
         raise InvalidConfiguration(

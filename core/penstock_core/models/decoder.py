@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, PagedAttention
+from penstock_core.attention import AttentionBatch, AttentionSpec, HeadShape, LayerPages, PagedAttention
 from penstock_core.kernels import native, rows
 from penstock_core.kernels.decoder import DecoderShape, LayerParts, WholeDecoder
 from penstock_core.kernels.linear import FloatProduct, Int8Product
@@ -84,6 +84,11 @@ class Attention:
         q = rows.rotate_and_store(qkv, self._shape, rotation, pages, step.slots, self._head_norms(), self._eps)
         out = self._attention.attend(q, pages, step.plan, self._spec)
         return self._output(out.flatten(1))
+
+    def in_place(self, pages: LayerPages, dtype: torch.dtype) -> bool:
+        """Whether a step of one token per sequence reads its pages without the host's help."""
+        shape = HeadShape(dtype, pages.k.device, self._shape.heads, self._shape.dim)
+        return self._attention.in_place(shape, pages, self._spec, decoding=True)
 
     def parts(self) -> tuple[products.Product, products.Product, tuple[Tensor, Tensor] | None]:
         """Its products, and the weights of the norms of queries and keys."""
@@ -156,6 +161,10 @@ class DecoderLayer:
         x = _leave(self._attention(x, step, pages), self._after_attention)
         x = _enter(residual, x, self._before_mlp)
         return _leave(self._mlp(x), self._after_mlp)
+
+    def capturable(self, pages: LayerPages, dtype: torch.dtype) -> bool:
+        """Whether nothing in a step of one token per sequence asks the host; a mixture of experts does."""
+        return isinstance(self._mlp, MLP) and self._attention.in_place(pages, dtype)
 
     def parts(self, rope: RopeTable | None) -> LayerParts | None:
         """What the layer is made of, if the whole-decoder kernel knows all of it."""
@@ -278,6 +287,16 @@ class DecoderModel:
             softcap=config.attention_softcap or 0.0,
         )
         return WholeDecoder(kernels, shape, layers, embedding, self._norm.weight, head)
+
+    def capturable(self, pages: Sequence[LayerPages]) -> bool:
+        """Whether a step of one token per sequence can be captured in a CUDA graph."""
+        return all(layer.capturable(own, self.dtype) for layer, own in zip(self._layers, pages, strict=True))
+
+    @property
+    def num_local_heads(self) -> int:
+        """Query heads of this rank."""
+        heads = self.group.share(self.config.num_heads)
+        return int(heads.stop - heads.start)
 
     @property
     def num_local_kv_heads(self) -> int:

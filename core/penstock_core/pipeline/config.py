@@ -30,6 +30,7 @@ class PipelineConfig:
         seed: where requests without a seed get theirs from; None: fresh ones in every process.
         overlap: launch each step before the tokens of the one before are read, so that a GPU never waits for the host.
             None: on a GPU, without speculation and on one rank; it does not work with drafts or several ranks.
+        graphs: capture decode steps as CUDA graphs; None: wherever that can be.
         deterministic: a row's result does not depend on the rest of the batch, bit for bit, at some cost of speed.
         threads: CPU threads of each rank; None leaves PyTorch's setting alone, or shares the cores among several ranks.
         aging_interval_s, preemption_margin, target_step_ms: see `BatchingConfig`.
@@ -51,6 +52,7 @@ class PipelineConfig:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     seed: int | None = None
     overlap: bool | None = None
+    graphs: bool | None = None
     deterministic: bool = False
     threads: int | None = None
     aging_interval_s: float = 60.0
@@ -89,6 +91,7 @@ class PipelineConfig:
             max_model_len=self.max_model_len,
             max_num_sequences=self.max_num_sequences,
             max_batch_tokens=self.max_batch_tokens,
+            graphs=self.graphs,
             deterministic=self.deterministic,
             threads=self.threads,
             page=self.page,

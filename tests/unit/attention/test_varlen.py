@@ -15,6 +15,7 @@ from torch import Tensor
 
 from penstock_core.attention import AttentionBatch, AttentionSpec, LayerPages, varlen
 from penstock_core.attention.cuda import CUDAPagedAttention
+from penstock_core.attention.pages import store
 from penstock_core.attention.portable import PortablePagedAttention
 
 CPU = torch.device("cpu")
@@ -168,6 +169,30 @@ def test_every_way_gives_the_same(
     found = attention.attend(q, pages, attention.plan(batch), spec)
     expected = portable.attend(q, pages, portable.plan(batch), spec)
     torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize(("stored", "limit"), [(torch.int8, 0.02), (torch.float8_e4m3fn, 0.06)])
+@pytest.mark.parametrize("news", [NEWS, [1, 1, 1, 1]], ids=["mixed", "decodes"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_eight_bit_pages_stay_within_their_rounding(
+    stored: torch.dtype, limit: float, news: list[int], size: float
+) -> None:
+    q, pages, batch = scene(16, LENGTHS, news)
+    k, v = pages.k.flatten(0, 1).float(), pages.v.flatten(0, 1).float() * size
+    small = LayerPages(
+        torch.zeros(pages.k.shape, dtype=stored),
+        torch.zeros(pages.k.shape, dtype=stored),
+        torch.zeros(pages.k.shape[:3]),
+        torch.zeros(pages.k.shape[:3]),
+    )
+    slots = torch.arange(len(k))
+    store(k, small.k, small.k_scale, slots)
+    store(v, small.v, small.v_scale, slots)
+    attention, portable = CUDAPagedAttention(), PortablePagedAttention()
+    whole = LayerPages(k.view(pages.k.shape), v.view(pages.k.shape))
+    found = attention.attend(q.float(), small, attention.plan(batch), AttentionSpec(32**-0.5))
+    expected = portable.attend(q.float(), whole, portable.plan(batch), AttentionSpec(32**-0.5))
+    assert (found - expected).abs().max() < limit * expected.abs().max()
 
 
 def test_pages_are_read_in_place_exactly_where_the_kernel_computes(behind: Any) -> None:
