@@ -3,7 +3,7 @@
 URLs: `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://host:port,host:port/service/db` and
 `redis+cluster://host:port,host:port`, the last two also as `rediss+...`; users as in `redis://user:password@host`.
 Everybody gets RESP2, bytes, timeouts, and no retries by the transport: what may be repeated, and when, is the caller's
-knowledge. A reader that blocks uses a connection of its own, see `connect_blocking`.
+knowledge.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from penstock_core.protocol.errors import BrokerUnavailable, InvalidConfiguratio
 from penstock_core.protocol.packing import pack_in_c
 
 TIMEOUT_S = 5.0
-BLOCKING_MARGIN_S = 5.0
 HEALTH_CHECK_S = 30
 
 _SCHEMES = (
@@ -183,16 +182,6 @@ def connect_async(
         del settings["max_connections"]
     cluster = redis.asyncio.RedisCluster(startup_nodes=nodes, retry=retry, **settings, **broker.options)
     return cast(redis.asyncio.Redis, cluster)
-
-
-def connect_blocking(url: str, block_s: float, *, client_name: str | None = None) -> redis.Redis:
-    """A client for commands that block up to `block_s` on the server: its timeout is longer than that."""
-    return connect(url, timeout_s=block_s + BLOCKING_MARGIN_S, client_name=client_name)
-
-
-def connect_blocking_async(url: str, block_s: float, *, client_name: str | None = None) -> redis.asyncio.Redis:
-    """As `connect_blocking`, for asyncio."""
-    return connect_async(url, timeout_s=block_s + BLOCKING_MARGIN_S, client_name=client_name)
 
 
 @contextmanager

@@ -179,6 +179,11 @@ def run_batch(
             if error.filename not in (str(output), f"{output}.run"):
                 raise
             invalid("--output", f"{error.filename}: {error.strerror}")
+        except KeyboardInterrupt:
+            answered = summary.skipped + summary.completed + summary.failed
+            stands = f"{answered} of {len(requests)} are answered in {output}"
+            note("·", "dim", f"{stands}, the others are cancelled; the same command goes on there")
+            raise
     record = summary.record(output)
     if as_json:
         print_json(record)

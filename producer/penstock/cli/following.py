@@ -144,22 +144,22 @@ def _awaited(handle: JobHandle, timeout_s: float | None, announce: bool) -> JobR
     from penstock.cli.screen import console
 
     began = time.monotonic()
-    if not is_terminal(sys.stderr):
-        return handle.result(timeout_s)
-    with console(stderr=True).status("", spinner="dots") as spinner:
-        while True:
-            waited = time.monotonic() - began
-            spinner.update(f"[id]{handle.id}[/] [label]waiting {waited:.0f} s[/]" if announce else "waiting")
-            left = None if timeout_s is None else timeout_s - waited
-            try:
-                return handle.result(1.0 if left is None else max(0.0, min(1.0, left)))
-            except ResultTimeout:
-                if left is not None and left <= 1.0:
-                    raise
-            except KeyboardInterrupt:
-                spinner.stop()
-                note("·", "dim", f"the job goes on: `penstock result {handle.id}`")
-                raise
+    try:
+        if not is_terminal(sys.stderr):
+            return handle.result(timeout_s)
+        with console(stderr=True).status("", spinner="dots") as spinner:
+            while True:
+                waited = time.monotonic() - began
+                spinner.update(f"[id]{handle.id}[/] [label]waiting {waited:.0f} s[/]" if announce else "waiting")
+                left = None if timeout_s is None else timeout_s - waited
+                try:
+                    return handle.result(1.0 if left is None else max(0.0, min(1.0, left)))
+                except ResultTimeout:
+                    if left is not None and left <= 1.0:
+                        raise
+    except KeyboardInterrupt:
+        note("·", "dim", f"the job goes on: `penstock result {handle.id}`, or end it: `penstock cancel {handle.id}`")
+        raise
 
 
 def print_choices(result: JobResult, leave_out: int | None = None) -> None:

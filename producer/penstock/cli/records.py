@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from penstock_core.protocol.events import JobEnded, TokenChunk
+from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, TokenLogprob
 from penstock_core.protocol.transitions import DeadLetter, JobStatus, QueueSnapshot
 
@@ -31,11 +31,6 @@ def chunk_record(job_id: str, chunk: TokenChunk) -> dict[str, Any]:
     if chunk.logprobs is not None:
         record["logprobs"] = [_logprob(entry) for entry in chunk.logprobs]
     return record
-
-
-def ended_record(job_id: str, ended: JobEnded) -> dict[str, Any]:
-    """The terminal event of a stream."""
-    return {"event": "ended", **outcome_record(job_id, str(ended.state), ended.attempt, ended.result, _failure(ended))}
 
 
 def outcome_record(
@@ -95,10 +90,6 @@ def snapshot_record(snapshot: QueueSnapshot, queue: str) -> dict[str, Any]:
         ],
         "stats": snapshot.stats,
     }
-
-
-def _failure(ended: JobEnded) -> dict[str, str] | None:
-    return asdict(ended.failure) if ended.failure is not None else None
 
 
 def _logprob(entry: TokenLogprob) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import redis
 from typer.testing import Result
 
-from penstock import Client
+from penstock import Client, JobHandle
 from penstock_core.protocol.jobs import JobFailure, JobState
 from penstock_core.protocol.keys import QueueKeys
 from penstock_core.protocol.requests import JobOptions
@@ -80,6 +81,20 @@ def test_submit_wait_prints_the_text(cli, busy):
 def test_submit_stream_prints_the_same_text(cli, busy):
     outcome = cli("submit", "hello", "--max-tokens", "20", "--stream")
     assert (outcome.exit_code, outcome.stdout) == (0, text_of(20) + "\n")
+
+
+def test_submit_wait_that_is_interrupted_says_how_to_find_the_job(cli, sdk, monkeypatch):
+    """The story: into a pipe nothing was printed, and with the id the answer was lost."""
+
+    def interrupted(self: JobHandle, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(JobHandle, "result", interrupted)
+    outcome = cli("submit", "hello", "--wait")
+    assert outcome.exit_code == 130
+    (job_id,) = re.findall(r"penstock result (\w+)", outcome.stderr)
+    assert sdk.job(job_id).status().state == JobState.QUEUED
+    sdk.job(job_id).cancel()
 
 
 def test_submit_wait_json_is_one_object(cli, busy):

@@ -124,6 +124,8 @@ def test_interruption_cancels_what_is_in_the_queue(redis_url: str, queue: str, t
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 130, said
+        assert "0 of 30 are answered" in said
+        assert "the same command goes on there" in said
         assert client.queue_snapshot().waiting == 0
 
 

@@ -167,8 +167,8 @@ def test_a_tenant_sees_its_own_jobs_and_limits_and_nothing_else(
         show(browser, gateway, KEY)
         until(browser, "#health", "tenant mill")
         until(browser, "#quota", "jobs waiting")
-        until(browser, "#jobs code", mine["id"][:14])
-        assert theirs["id"][:14] not in browser.find_element(By.ID, "jobs").text
+        until(browser, "#jobs code", mine["id"][-7:])
+        assert theirs["id"][-7:] not in browser.find_element(By.ID, "jobs").text
         for hidden in ("workers", "rate"):
             assert not browser.find_element(By.ID, hidden).is_displayed()
     finally:

@@ -16,8 +16,6 @@ from penstock_core.protocol.connection import (
     check_broker_async,
     connect,
     connect_async,
-    connect_blocking,
-    connect_blocking_async,
     masked,
     unavailable,
 )
@@ -31,14 +29,6 @@ def test_nothing_is_left_to_the_driver_s_defaults(connector) -> None:
     assert (settings["protocol"], settings["decode_responses"]) == (2, False)
     assert (settings["socket_timeout"], settings["socket_connect_timeout"]) == (5.0, 5.0)
     assert settings["retry"].get_retries() == 0
-
-
-@pytest.mark.parametrize("connector", [connect_blocking, connect_blocking_async])
-def test_a_blocking_reader_s_timeout_is_longer_than_its_block(connector) -> None:
-    # redis-py's own default of 5 s makes BLOCK 6000 fail.
-    settings = connector("redis://h", 30.0).connection_pool.connection_kwargs
-    assert settings["socket_timeout"] == 35.0
-    assert settings["socket_connect_timeout"] == 5.0
 
 
 def test_users_passwords_tls_and_sockets_are_read_from_the_url() -> None:

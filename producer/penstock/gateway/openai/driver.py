@@ -61,6 +61,7 @@ class BatchDriver:
 
     async def run(self) -> None:
         """Look for batches until cancelled; those in hand are then left to other gateways."""
+        trouble = ""
         try:
             while True:
                 try:
@@ -70,8 +71,13 @@ class BatchDriver:
                         if batch_id not in self._driving and await self._store.claim(batch_id, self._name):
                             task = asyncio.ensure_future(self._drive(batch_id))
                             self._driving[batch_id] = task
+                    if trouble:
+                        _log.info("batches: looked for again")
+                    trouble = ""
                 except PenstockError as error:
-                    _log.warning("batches: %s", error)
+                    if str(error) != trouble:  # said once, not every second
+                        _log.warning("batches: %s", error)
+                    trouble = str(error)
                 self._bell.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_BEAT_S):
