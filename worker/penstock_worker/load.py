@@ -59,7 +59,9 @@ def pipeline_config(settings: WorkerSettings, checkpoint: Checkpoint) -> Pipelin
         prefix_cache=settings.prefix_cache,
         speculation=speculation,
         distributed=DistributedConfig(
-            tensor_parallel=settings.tensor_parallel, pipeline_parallel=settings.pipeline_parallel
+            tensor_parallel=settings.tensor_parallel,
+            pipeline_parallel=settings.pipeline_parallel,
+            timeout_s=settings.rank_timeout_s,
         ),
         deterministic=settings.deterministic,
         target_step_ms=settings.target_step_ms,

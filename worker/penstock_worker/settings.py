@@ -93,6 +93,15 @@ class WorkerSettings(BaseModel):
             ge=1, le=64, description="stages that the layers are cut into, of --tensor-parallel processes or GPUs each"
         ),
     ] = 1
+    rank_timeout_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=3600,
+            allow_inf_nan=False,
+            description="how long a rank waits for another that lives before its group ends; more than a step takes",
+        ),
+    ] = 120.0
     speculation: Annotated[
         Literal["off", "auto", "draft", "ngram", "suffix"],
         Field(description="who drafts tokens for the model to check; changes the speed, never the output"),

@@ -37,7 +37,8 @@ def describe(queue: Queue, job_id: str, as_json: bool) -> None:
     facts.add_column(style="label")
     facts.add_column()
     reason = status.failure
-    history = f"{status.attempt} attempts, {status.crashes} crashes, {status.losses} losses, {status.errors} errors, {status.tokens} tokens"
+    taken = f"{status.crashes} crashes, {status.losses} losses"
+    history = f"{status.attempt} attempts, {taken}, {status.errors} errors, {status.tokens} tokens"
     for name, value in (
         ("state", state(str(status.state))),
         ("why", Text(f"{printable(reason.message)} ({reason.code})" if reason else "unknown", style="bad")),

@@ -67,3 +67,8 @@ def test_ranks_of_one_worker_share_its_cores(monkeypatch: pytest.MonkeyPatch) ->
     assert configured("--tensor-parallel=2").threads == 4
     assert configured("--tensor-parallel=2", "--threads=3").threads == 3
     assert configured().threads is None
+
+
+def test_ranks_wait_for_one_another_as_long_as_was_asked_for() -> None:
+    assert configured("--rank-timeout-s=7.5").distributed.timeout_s == 7.5
+    assert configured().distributed.timeout_s == 120.0
