@@ -51,6 +51,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app = FastAPI(
         title="Penstock",
         version=__version__,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
         summary="A durable LLM-generation queue: jobs in, token streams out, nothing lost in between.",
         lifespan=lifespan,
     )

@@ -1,7 +1,8 @@
-"""The dashboard at `/`: one page of the package.
+"""The pages: the dashboard at `/` and the description of the routes at `/docs`, each one file of the package.
 
-The page holds no data and needs no key; what it shows it asks of the other routes, with the key its user types. Its
-script and style are allowed by their hashes, so nothing that gets into the page's text can run.
+They hold no data and need no key; what they show they ask of the other routes, the dashboard with the key its user
+types. Nothing comes from elsewhere, and script and style are allowed by their hashes, so nothing that gets into a
+page's text can run.
 """
 
 from __future__ import annotations
@@ -14,29 +15,41 @@ from importlib.resources import files
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-_PAGE = files("penstock.gateway").joinpath("dashboard.html").read_text(encoding="utf-8")
+
+class _Page:
+    def __init__(self, name: str) -> None:
+        self._text = files("penstock.gateway").joinpath(name).read_text(encoding="utf-8")
+        self._headers = {
+            "Content-Security-Policy": (
+                f"default-src 'none'; script-src {self._hashes('script')}; style-src {self._hashes('style')}; "
+                "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            ),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        }
+
+    def _hashes(self, tag: str) -> str:
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", self._text, re.DOTALL)
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found]
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    def response(self) -> HTMLResponse:
+        return HTMLResponse(self._text, headers=self._headers)
 
 
-def _hashes(tag: str) -> str:
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", _PAGE, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in found]
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-
-_HEADERS = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
+_DASHBOARD, _ROUTES = _Page("dashboard.html"), _Page("docs.html")
 
 router = APIRouter()
 
 
 @router.get("/", response_class=HTMLResponse, summary="The dashboard", include_in_schema=False)
-async def page() -> HTMLResponse:
-    """The page itself."""
-    return HTMLResponse(_PAGE, headers=_HEADERS)
+async def dashboard() -> HTMLResponse:
+    """The dashboard itself."""
+    return _DASHBOARD.response()
+
+
+@router.get("/docs", response_class=HTMLResponse, summary="The routes, for people", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """What /openapi.json says, to read."""
+    return _ROUTES.response()

@@ -206,3 +206,20 @@ def test_nothing_is_cut_off_and_text_stands_out(
     if folder:
         wait(browser).until(lambda _: points(browser, "rate") > 12)
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def test_the_page_of_routes_describes_every_route_and_loads_nothing_from_elsewhere(
+    browser: webdriver.Chrome, gateway: Gateway
+) -> None:
+    """The story: /docs was a script of another host's, on the origin of the dashboard with its keys."""
+    page = httpx.get(f"{gateway.url}/docs")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "://" not in page.text
+    browser.get(f"{gateway.url}/docs")
+    described = httpx.get(f"{gateway.url}/openapi.json").json()["paths"]
+    wanted = sum(len(methods) for methods in described.values())
+    wait(browser).until(
+        lambda _: browser.execute_script("return document.querySelectorAll('details').length") == wanted, "every route"
+    )
+    assert "The miller lost her" in str(browser.execute_script("return document.body.textContent"))
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
