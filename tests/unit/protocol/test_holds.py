@@ -71,6 +71,10 @@ class TestZombies:
         job = driver.take("w1")
         assert driver.publish("w2", driver.chunk(job.job_id, 1, 0, [1])) == ["fenced"]
         assert driver.renew("w2", (job.job_id, 1)) == ["fenced"]
+        assert driver.finish("w2", driver.final(job.job_id, 1)) == ["fenced"]
+        assert driver.fail("w2", job.job_id, 1) == "fenced"
+        assert driver.release("w2", (job.job_id, 1)) == ["fenced"]
+        assert driver.bury("w2", job.job_id, 1) == "fenced"
 
     def test_nobody_holds_a_job_that_does_not_exist(self, driver: QueueDriver) -> None:
         assert driver.renew("w1", ("nope", 1)) == ["fenced"]
