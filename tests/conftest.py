@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -10,6 +13,7 @@ import hypothesis
 import pytest
 import redis
 
+from penstock_core.kernels.build import BuildFailed, cache_folder
 from penstock_core.protocol.keys import QueueKeys
 from tests.key_accounting import leaked_keys, queue_of
 from tests.redis_server import RedisServer, server_binaries
@@ -26,6 +30,18 @@ hypothesis.settings.register_profile(
     "explore", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("steady")
+
+
+def _can_keep_kernels() -> bool:
+    with contextlib.suppress(BuildFailed, OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=cache_folder()).close()
+        return True
+    return False
+
+
+if not _can_keep_kernels():  # without a home of ours, all tests of the kernels would be skipped
+    os.environ["XDG_CACHE_HOME"] = f"{tempfile.gettempdir()}/penstock-tests-{os.getuid()}"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ holds a digest of the sources and the flags, so a stale one is never loaded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -36,8 +37,15 @@ class BuildFailed(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where libraries built at first use live."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where libraries built at first use live.
+
+    Raises:
+        BuildFailed: this user has no home, as one that a container was only given the number of.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise BuildFailed("this user has no home to keep them in; set HOME or XDG_CACHE_HOME") from None
     return Path(base) / "penstock" / "kernels"
 
 
@@ -53,10 +61,14 @@ def library_name() -> str:
 
 def find_library() -> Path | None:
     """A library built before, beside the sources (ahead of time) or in the cache; None where there is none."""
-    for folder in (SOURCES.parent, cache_folder()):
+    folders = [SOURCES.parent]
+    with contextlib.suppress(BuildFailed):
+        folders.append(cache_folder())
+    for folder in folders:
         path = folder / library_name()
-        if path.is_file() and path.stat().st_uid in (os.getuid(), 0):  # never load what another user put there
-            return path
+        with contextlib.suppress(OSError):  # a home that this user may not read
+            if path.is_file() and path.stat().st_uid in (os.getuid(), 0):  # never load what another user put there
+                return path
     return None
 
 

@@ -125,8 +125,11 @@ class _StopSignal:
 
 
 def _data_folder() -> Path:
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "penstock"
+    try:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    except RuntimeError:
+        invalid("--data", "this user has no home to keep it in; name a folder, or set HOME or XDG_DATA_HOME")
+    return base / "penstock"
 
 
 def _wait_until_ready(screen: Console, session: Queue, process: WorkerProcess, workers: int, stop: _StopSignal) -> None:
