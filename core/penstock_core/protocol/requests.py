@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -80,6 +81,9 @@ class _Record(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise invalid_request(error) from None
+
+
+_R = TypeVar("_R", bound=_Record)
 
 
 def invalid_request(error: ValidationError, prefix: str = "") -> InvalidRequest:
@@ -192,6 +196,38 @@ class SamplingParams(_Record):
         return (self.max_tokens or 1024) * self.num_choices
 
 
+_SCALARS = frozenset({int, float, bool, str, type(None)})
+
+
+def _single_valued(options: Mapping[str, Any]) -> SamplingParams | None:
+    """Options of one value each, validated once for all requests with the same; None where pydantic must see them."""
+    rest = dict(options)
+    seed = rest.pop("seed", None)
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED or not _SCALARS.issuperset(map(type, rest.values())):
+        return None
+    try:
+        known = _known_sampling(tuple(rest.items()), tuple(map(type, rest.values())))
+    except ValidationError:
+        return None
+    return _made(SamplingParams, {**known.__dict__, "seed": seed}, {*rest, "seed"})
+
+
+@lru_cache(maxsize=1024)
+def _known_sampling(options: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> SamplingParams:
+    """`types` tells 1 from True."""
+    return SamplingParams.model_validate(dict(options))
+
+
+def _made(model: type[_R], fields: dict[str, Any], given: set[str]) -> _R:
+    """A model of fields known to be valid and complete: what `model_construct` makes, four times as fast."""
+    made = model.__new__(model)
+    object.__setattr__(made, "__dict__", fields)
+    object.__setattr__(made, "__pydantic_fields_set__", given)
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
+
+
 class ChatMessage(_Record):
     """One turn of a conversation, rendered by the model's own chat template."""
 
@@ -229,6 +265,18 @@ class GenerationRequest(_Record):
             given = [f for f in ("prompt", "messages", "prompt_token_ids") if getattr(self, f) is not None]
             raise ValueError(f"give exactly one of prompt, messages, prompt_token_ids; got {given or 'none'}")
         return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """As of any record; an ordinary request, of ids and single-valued options, in half the time."""
+        ids, sampling = values.get("prompt_token_ids"), values.get("sampling")
+        if len(values) == 2 and type(ids) is list and type(sampling) is dict:
+            packed, known = pack_ids(ids), _single_valued(sampling)
+            if packed is not None and known is not None and 0 < len(ids) <= MAX_PROMPT_TOKENS:
+                fields = dict.fromkeys(cls.model_fields)
+                fields["prompt_token_ids"], fields["sampling"] = tuple(packed), known
+                return _made(cls, fields, {"prompt_token_ids", "sampling"})
+        return super().parse(values)
 
     def estimated_prompt_tokens(self) -> int:
         """Prompt length in tokens: exact for token ids, else UTF-8 bytes / 4 + 1 (the client has no tokenizer)."""

@@ -13,8 +13,8 @@
 --   undecodable job; ARGV[12] its message; ARGV[13] '1' or '0': the worker holds no job on its last life, and so may take
 --   one (see on_last_life)
 -- Returns {next_due_ms or '', queued jobs left, job, ...}; a job is
---   {id, attempt, request, priority, tenant, client, enqueued, claimed, deadline, crashes, errors, retries, trace, {chunk, ...},
---   '1' where it is on its last life}
+--   {id, head, request, tenant, client, trace, {chunk, ...}}, the head nine numbers with a space between: attempt, priority,
+--   enqueued, claimed, deadline (0 none), crashes, errors, retries, 1 where it is on its last life
 -- Refuses nothing. Jobs past their deadline end here; pointers to nothing are dead-lettered.
 --@include base waiting jobs
 
@@ -56,6 +56,7 @@ for p = 0, 9 do
   passed[p] = {}
 end
 
+-- Whether there is anybody in the order at all.
 local function read_order(order)
   for i = 1, #order do
     if order[i].changed then
@@ -64,7 +65,7 @@ local function read_order(order)
     order[i] = nil
   end
   order.horizon = nil
-  local from = 0
+  local from, somebody = 0, false
   repeat
     local page = call('ZRANGE', order.key, text(from), text(from + FEW), 'WITHSCORES')
     for i = 1, #page, 2 do
@@ -72,13 +73,14 @@ local function read_order(order)
       if not passed[order.priority][tenant] and is_open(tenant) then
         if #order == FEW then
           order.horizon = score
-          return
+          return true
         end
         order[#order + 1] = { tenant = tenant, score = score }
       end
     end
-    from = from + FEW + 1
+    from, somebody = from + FEW + 1, somebody or #page > 0
   until #page < 2 * (FEW + 1)
+  return somebody
 end
 
 -- The tenant with the least score that may be served, or nil.
@@ -287,17 +289,19 @@ local function charge_now(tenant, delta)
 end
 
 local FIELDS = {
-  'state', 'entry', 'at', 'deadline', 'request', 'attempt', 'input', 'output', 'tokens', 'charged', 'submitted',
-  'client', 'enqueued', 'crashes', 'errors', 'retries', 'trace',
+  'state', 'entry', 'at', 'deadline', 'request', 'attempt', 'input', 'output', 'submitted', 'client', 'enqueued', 'retries',
+  'trace',
 }
+local FIRST = {} -- a job's first attempt has none of the fields that later ones have
 local lease_until = string.format('%.0f', now + lease_ms)
 local leases, held, claimed, started_bytes = {}, {}, {}, 0
 
 local function start(line, pointer, job)
   local id, tenant, tag = pointer.id, line.tenant, pointer.tag
   local attempt = text(num(job[6]) + 1)
-  local charged = num(job[7]) + 2 * math.max(num(job[8]), num(job[9]))
-  charge_now(tenant, charged - num(job[10]))
+  local past = job[6] and call('HMGET', Q .. 'job:' .. id, 'tokens', 'charged', 'crashes', 'errors') or FIRST
+  local charged = num(job[7]) + 2 * math.max(num(job[8]), num(past[1]))
+  charge_now(tenant, charged - num(past[2]))
   call('HSET', Q .. 'job:' .. id, 'state', 'running', 'owner', worker, 'attempt', attempt, 'started', now_text, 'charged',
     text(charged))
   if job[4] then
@@ -327,10 +331,10 @@ local function start(line, pointer, job)
   if pointer.last then
     may_take_last = false
   end
-  claimed[n] = {
-    id, attempt, job[5], line.priority, tenant, job[12], job[13] or job[11], now_text, job[4], job[14], job[15], job[16], job[17],
-    chunks, pointer.last and '1' or '',
-  }
+  local head = attempt .. ' ' .. line.priority .. ' ' .. (job[11] or job[9]) .. ' ' .. now_text .. ' '
+    .. text(num(job[4])) .. ' ' .. text(num(past[3])) .. ' ' .. text(num(past[4])) .. ' ' .. (job[12] or '0')
+    .. (pointer.last and ' 1' or ' 0')
+  claimed[n] = { id, head, job[5], tenant, job[10] or '', job[13] or '', chunks }
 end
 
 -- Take the pointer at `position` of a stream. Returns false where the job does not fit.
@@ -361,9 +365,19 @@ local function take(line, stream, position)
   return true
 end
 
+local keys = {}
+for p = 0, 9 do
+  keys[p + 1] = Q .. 'heads:' .. p
+end
+local there = call('EXISTS', unpack(keys)) -- levels where somebody waits
 for p = 9, 0, -1 do
-  local heads = { key = Q .. 'heads:' .. p, priority = p }
-  read_order(heads)
+  if there == 0 then
+    break
+  end
+  local heads = { key = keys[p + 1], priority = p }
+  if read_order(heads) then
+    there = there - 1
+  end
   if heads[1] then
     local fair = { key = Q .. 'fair:' .. p, priority = p }
     read_order(fair)

@@ -156,10 +156,13 @@ local RECENT_OF_TENANT, RECENT_OF_ALL, RECENT_MS = 1000, 10000, 31 * 86400000
 local PART = 1000 -- Lua's stack bounds what unpack can give
 
 local function remember(key, ids, most)
+  local length
   for first = 1, #ids, PART do
-    call('RPUSH', key, unpack(ids, first, math.min(first + PART - 1, #ids)))
+    length = call('RPUSH', key, unpack(ids, first, math.min(first + PART - 1, #ids)))
   end
-  call('LTRIM', key, -most, -1)
+  if length > most then
+    call('LTRIM', key, -most, -1)
+  end
   call('PEXPIRE', key, RECENT_MS)
 end
 

@@ -23,7 +23,6 @@ from penstock_core.protocol.transitions.replies import (
     UNDECODABLE_CODE,
     HoldStatus,
     hold_statuses,
-    number,
     number_or_none,
     text,
     texts,
@@ -42,7 +41,7 @@ Hold = tuple[str, int]
 FailOutcome = Literal["delayed", "failed", "cancelled", "expired", "fenced"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every job, and a frozen one costs three times as much
 class ClaimedJob:
     """A job now running on the worker that claimed it.
 
@@ -89,7 +88,7 @@ class ClaimOutcome:
     waiting: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as ClaimedJob
 class PublishRecord:
     """A chunk for the log: `count` tokens of choice `index` from `offset`; `payload` is the encoded `TokenChunk`."""
 
@@ -101,7 +100,7 @@ class PublishRecord:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as ClaimedJob
 class FinishRecord:
     """The end of a running job: its last chunks, and `ended`, the encoded `JobEnded`."""
 
@@ -176,41 +175,26 @@ def _claim_outcome(reply: Any) -> ClaimOutcome:
 
 
 def _claimed_job(item: Sequence[Any]) -> ClaimedJob:
-    (
-        job_id,
-        attempt,
-        request,
-        priority,
-        tenant,
-        client_id,
-        enqueued,
-        claimed,
-        deadline,
-        crashes,
-        errors,
-        retries,
-        trace,
-        log,
-        last_life,
-    ) = item
+    job_id, head, request, tenant, client_id, trace, log = item
+    attempt, priority, enqueued, claimed, deadline, crashes, errors, retries, last_life = map(int, head.split())
     submitter, _, previous = text(trace).partition(" ")
     return ClaimedJob(
         text(job_id),
-        int(attempt),
+        attempt,
         request,
-        int(priority),
+        priority,
         text(tenant),
         text(client_id),
-        number(enqueued),
-        int(claimed),
-        number_or_none(deadline),
-        number(crashes),
-        number(errors),
-        number(retries),
+        enqueued,
+        claimed,
+        deadline or None,
+        crashes,
+        errors,
+        retries,
         submitter or None,
-        list(log),
+        log,
         previous or None,
-        bool(last_life),
+        last_life == 1,
     )
 
 

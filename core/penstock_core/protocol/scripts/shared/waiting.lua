@@ -10,20 +10,27 @@ end
 
 -- The least virtual count among backlogged tenants; where there is none, that of the last to leave.
 local function least_count()
-  local least
+  local found = call('HMGET', Q .. 'stats', 'queued', 'vtc_left')
+  local queued, least = num(found[1]), nil
+  for _, entry in pairs(tallies) do
+    queued = queued + entry.queued
+  end
+  if queued <= 0 then
+    return num(found[2])
+  end
   for p = 0, 9 do
     local first = call('ZRANGE', Q .. 'fair:' .. p, 0, 0, 'WITHSCORES')
     if first[2] and (not least or tonumber(first[2]) < least) then
       least = tonumber(first[2])
     end
   end
-  return least or num(call('HGET', Q .. 'stats', 'vtc_left'))
+  return least or num(found[2])
 end
 
 -- A tenant begins to wait at a priority. If it was idle it is lifted to the least count (VTC, OSDI 2024, algorithm 2),
 -- so that idleness saves up no credit.
 local function join_level(priority, tenant)
-  settle_charge(tenant)
+  settle_charge(tenant, true)
   local score = num(call('ZSCORE', Q .. 'tenants', tenant))
   if queued_of(tenant) <= 0 then
     local least = least_count()
