@@ -9,6 +9,8 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from penstock_core.batching import BatchingConfig
@@ -28,7 +30,7 @@ from penstock_worker.settings import WorkerSettings
 
 ANSWER = tuple(range(32))
 _PIECES = ("",) * len(ANSWER)
-_SEQUENCES = 1024
+_SEQUENCES = 2048
 _TOKENS = 10_000_000
 
 
@@ -36,12 +38,9 @@ class NoopEngine:
     """Answers what is submitted, all of it at each turn of its thread."""
 
     def __init__(self) -> None:
-        self._ready = threading.Condition()
-        self._requests: list[EngineRequest] = []
+        self._requests: SimpleQueue[EngineRequest | None] = SimpleQueue()
         self._running = 0
-        self._stopped = False
         self._thread: threading.Thread | None = None
-        self._done = 0
 
     def encode(self, request: GenerationRequest) -> list[int]:
         """The given ids."""
@@ -57,16 +56,14 @@ class NoopEngine:
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a request."""
-        with self._ready:
-            self._requests.append(request)
-            self._ready.notify()
+        self._requests.put(request)
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
         """Nothing runs long enough to be aborted."""
 
     def capacity(self) -> Capacity:
         """Room that is left."""
-        return Capacity(_SEQUENCES - len(self._requests) - self._running, _TOKENS, _TOKENS)
+        return Capacity(_SEQUENCES - self._requests.qsize() - self._running, _TOKENS, _TOKENS)
 
     def statistics(self) -> PipelineStatistics:
         """Counts of an engine that did nothing."""
@@ -92,28 +89,25 @@ class NoopEngine:
     @property
     def is_alive(self) -> bool:
         """Whether it answers."""
-        return not self._stopped
+        return self._thread is None or self._thread.is_alive()
 
     def fallen(self) -> None:
         """It has no other ranks."""
 
     def shutdown(self, timeout_s: float) -> None:
         """Stop answering."""
-        with self._ready:
-            self._stopped = True
-            self._ready.notify()
+        self._requests.put(None)
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def _loop(self, on_outputs: Callable[[Sequence[RequestOutput]], None]) -> None:
-        while True:
-            with self._ready:
-                while not self._requests and not self._stopped:
-                    self._ready.wait()
-                if self._stopped:
-                    return
-                taken, self._requests = self._requests, []
-                self._running = len(taken)
+        while (first := self._requests.get()) is not None:
+            taken = [first]
+            with suppress(Empty):
+                while (request := self._requests.get_nowait()) is not None:
+                    taken.append(request)
+                self._requests.put(None)
+            self._running = len(taken)
             outputs = [_answer(request) for request in taken]
             self._running = 0
             on_outputs(outputs)
