@@ -36,7 +36,16 @@ if TYPE_CHECKING:
         ResultTimeout,
     )
     from penstock_core.protocol.events import TokenChunk
-    from penstock_core.protocol.jobs import Choice, FinishReason, JobResult, JobState, Timings, TokenLogprob, Usage
+    from penstock_core.protocol.jobs import (
+        Choice,
+        FinishReason,
+        JobResult,
+        JobState,
+        Speculation,
+        Timings,
+        TokenLogprob,
+        Usage,
+    )
     from penstock_core.protocol.requests import (
         ChatMessage,
         GenerationRequest,
@@ -73,6 +82,7 @@ _HOMES = {
         "FinishReason",
         "JobResult",
         "JobState",
+        "Speculation",
         "Timings",
         "TokenLogprob",
         "Usage",
@@ -106,6 +116,7 @@ __all__ = [  # noqa: RUF022 - what most people need comes first
     "Choice",
     "Usage",
     "Timings",
+    "Speculation",
     "TokenLogprob",
     "FinishReason",
     "JobState",

@@ -189,7 +189,13 @@ class Publisher:
             took.accepted_tokens,
         )
         result = JobResult(
-            finished.choices, finished.usage, timings, finished.prompt_logprobs, self._worker_id, self._served_name
+            finished.choices,
+            finished.usage,
+            timings,
+            finished.prompt_logprobs,
+            self._worker_id,
+            self._served_name,
+            finished.speculation,
         )
         self._metrics.prefill_wait.observe(finished.timings.queue_ms / 1000)
         if FinishReason.CANCELLED in reasons:

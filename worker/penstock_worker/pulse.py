@@ -114,6 +114,7 @@ class Pulse:
             tokens_per_s=round(self._tokens_per_s, 2),
             prefix_hit_rate=round(statistics.cached_tokens / prompt_tokens, 4) if prompt_tokens else 0.0,
             draft_acceptance=round(statistics.acceptance_rate, 4),
+            speculation_gain=0.0 if statistics.speculation is None else round(statistics.speculation.gain, 4),
             step_ms=round(statistics.mean_step_ms, 3),
             fenced=self._held.fenced,
             broker_errors=self._broker.outages,
@@ -145,6 +146,8 @@ class Pulse:
         self._metrics.free_tokens.set(capacity.free_tokens)
         self._metrics.total_tokens.set(capacity.total_tokens)
         self._metrics.tokens_per_s.set(self._tokens_per_s)
+        if statistics.speculation is not None:
+            self._metrics.show_speculation(statistics.speculation)
         if not self._engine.is_alive:
             self._publisher.engine_died.set()
         elif (fallen := self._engine.fallen()) and not self._publisher.engine_died.is_set():

@@ -165,6 +165,7 @@ class InferencePipelineExecutor:
             timings=finished.timings,
             prompt_logprobs=finished.prompt_logprobs,
             model=self.pipeline.config.name,
+            speculation=finished.speculation,
         )
 
     # --- for a worker -----------------------------------------------------------------------------------------------

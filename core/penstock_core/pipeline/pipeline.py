@@ -216,7 +216,7 @@ class UnifiedInferencePipeline:
             self.cache.check(idle=True)  # raises: a page that leaked would never come back
         for sequence in self.batcher.expire(started):
             self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
-        if self._speculator is not None:
+        if self._speculator is not None and self._speculator.due():
             self._propose_drafts(self._speculator)
         batch = self.batcher.schedule()
         if batch is None:
@@ -342,7 +342,7 @@ class UnifiedInferencePipeline:
         rows: list[int] = []
         written: list[int] = []
         grown = self.batcher.update(batch, sampled.token_ids.tolist())
-        if self._speculator is not None:
+        if self._speculator is not None and self._speculator.asked:
             self._speculator.observe(batch, grown)
         for sequence, first, count in grown:
             progress = self._requests[sequence.request_id]
@@ -395,7 +395,9 @@ class UnifiedInferencePipeline:
             chunks = progress.take_chunks()
             result = None
             if not progress.open_choices:
-                result = progress.finish(now_s)
+                sequences = [choice.sequence for choice in progress.choices]
+                speculator = self._speculator
+                result = progress.finish(now_s, None if speculator is None else speculator.report(sequences))
                 del self._requests[request_id]
                 self._reserved_tokens -= progress.reserved_tokens
                 self._meter.add_result(result)

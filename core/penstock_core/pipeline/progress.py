@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from penstock_core.batching import SequenceState
 from penstock_core.pipeline.requests import ChoiceChunk, EngineRequest, FinishedRequest, ResumedChoice
-from penstock_core.protocol.jobs import Choice, FinishReason, Timings, TokenLogprob, Usage
+from penstock_core.protocol.jobs import Choice, FinishReason, Speculation, Timings, TokenLogprob, Usage
 from penstock_core.protocol.requests import SamplingParams
 from penstock_core.sampling import TextStream
 
@@ -185,7 +185,7 @@ class RequestProgress:
             return []
         return [choice.chunk(rank, logprobs=logprobs) for rank, choice in enumerate(self._chosen())]
 
-    def finish(self, now_s: float) -> FinishedRequest:
+    def finish(self, now_s: float, speculation: Speculation | None = None) -> FinishedRequest:
         """The outcome; every choice has its finish reason."""
         logprobs = self.params.logprobs is not None
         sequences = [choice.sequence for choice in self.choices]
@@ -209,6 +209,7 @@ class RequestProgress:
             ),
             prompt_logprobs=self._prompt_logprobs(),
             error=self.error,
+            speculation=speculation,
         )
 
     def _prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:

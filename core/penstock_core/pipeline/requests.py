@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock_core.protocol.jobs import Choice, FinishReason, Timings, TokenLogprob, Usage
+from penstock_core.protocol.jobs import Choice, FinishReason, Speculation, Timings, TokenLogprob, Usage
 from penstock_core.protocol.requests import PRIORITY_DEFAULT, SamplingParams
 
 
@@ -70,6 +70,7 @@ class FinishedRequest:
     timings: Timings
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     error: str | None = None
+    speculation: Speculation | None = None
 
     @property
     def inter_token_ms(self) -> float:

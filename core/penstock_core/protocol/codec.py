@@ -20,6 +20,7 @@ from penstock_core.protocol.jobs import (
     JobFailure,
     JobResult,
     JobState,
+    Speculation,
     Timings,
     TokenLogprob,
     Usage,
@@ -36,6 +37,7 @@ MAX_EVENT_BYTES = 64 * 1024 * 1024
 MAX_METADATA_BYTES = 64 * 1024
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _MAX_ELEMENTS = 4 * 1024 * 1024
+_MAX_DRAFTS = 64  # of a sequence and step
 
 _CHUNK, _ENDED = 0, 1
 _TEXT, _INTEGER = frozenset({str}), frozenset({int})
@@ -189,8 +191,8 @@ def _plain_end(event: JobEnded) -> tuple[Any, Any]:
 
 
 def _plain_result(result: JobResult) -> tuple[Any, ...]:
-    usage, timings = result.usage, result.timings
-    return (
+    usage, timings, speculation = result.usage, result.timings, result.speculation
+    plain = (
         [
             (
                 choice.index,
@@ -215,10 +217,13 @@ def _plain_result(result: JobResult) -> tuple[Any, ...]:
         result.worker,
         result.model,
     )
+    if speculation is None:
+        return plain
+    return *plain, (speculation.drafted_at, speculation.accepted_at, speculation.depths, speculation.saved_ms)
 
 
 def _read_result(value: Any) -> JobResult:
-    choices, usage, timings, prompt_logprobs, worker, model, *_ = value
+    choices, usage, timings, prompt_logprobs, worker, model, *more = value
     prompt_tokens, completion_tokens, cached_tokens, *_ = usage
     return JobResult(
         tuple([_read_choice(choice) for choice in choices]),
@@ -231,7 +236,18 @@ def _read_result(value: Any) -> JobResult:
         ),
         _string(worker),
         _string(model),
+        _read_speculation(more[0]) if more and more[0] is not None else None,
     )
+
+
+def _read_speculation(value: Any) -> Speculation:
+    *counts, saved_ms = value[:4]
+    if len(counts) != 3 or any(len(numbers) > _MAX_DRAFTS + 1 for numbers in counts):
+        raise ValueError(f"speculation: three lists of at most {_MAX_DRAFTS + 1} counts are expected")
+    drafted_at, accepted_at, depths = (
+        tuple([_count(number, "speculation") for number in numbers]) for numbers in counts
+    )
+    return Speculation(drafted_at, accepted_at, depths, float(saved_ms))
 
 
 def _read_timings(value: Any) -> Timings:

@@ -28,6 +28,8 @@ class WorkerRecord:
         total_tokens: size of the KV cache in tokens.
         used_pages, cached_pages: of the `total_pages` of `page_size` tokens, those that sequences hold, and those kept
             for later prompts that begin alike; the rest are free.
+        draft_acceptance: share of the drafted tokens that were right. speculation_gain: speed against decoding without
+            drafts, as the worker estimates it from measured step times; 0: speculation is off.
     """
 
     worker_id: str
@@ -55,6 +57,7 @@ class WorkerRecord:
     tokens_per_s: float = 0.0
     prefix_hit_rate: float = 0.0
     draft_acceptance: float = 0.0
+    speculation_gain: float = 0.0
     step_ms: float = 0.0
     fenced: int = 0
     broker_errors: int = 0

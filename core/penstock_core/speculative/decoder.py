@@ -3,7 +3,8 @@
 The sampler is stateless, so the target's token at each position is determined before anyone guesses: a draft is right
 exactly when it equals that token, and no draft, depth or proposer can change an output. All this class decides is
 speed: how deep to draft from predictions (`depth.py`), whether to draft at all from what was gained (`budget.py`). The
-pipeline calls `propose` before the batcher schedules, `observe` after it updates and `measure` when the step is over.
+pipeline asks whether drafts are `due` before each step and calls `measure` after it; where they are, `propose` before
+the batcher schedules and `observe` after it updates.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock_core.batching import SequenceState, TokenBatch
+from penstock_core.protocol.jobs import Speculation
 from penstock_core.speculative.acceptance import SequenceBias
 from penstock_core.speculative.budget import LossBudget, Standing, Standings
 from penstock_core.speculative.config import SpeculationConfig
@@ -21,15 +23,15 @@ from penstock_core.speculative.depth import Costs, choose_depths, draft_depth, w
 from penstock_core.speculative.draft_model import DraftModelProposer
 from penstock_core.speculative.ngram import NgramProposer
 from penstock_core.speculative.proposer import EMPTY, Draft, Proposer
-from penstock_core.speculative.statistics import DraftTally, SpeculationMeter, SpeculationStatistics
+from penstock_core.speculative.statistics import DraftTally, SpeculationMeter, SpeculationStatistics, summary
 from penstock_core.speculative.suffix import SuffixProposer
 
-_FRUITLESS_SHARE = 0.01  # of a step's time that proposing in vain may take, on average
+_FRUITLESS_SHARE = 0.005  # of a step's time that proposing in vain may take, on average
 _LONGEST_PAUSE_STEPS = 32
-_IDLE_STEPS = 8  # between two looks at whether drafting is due
+_IDLE_STEPS = 16  # between two looks at whether drafting is due
 _OTHER_PROBE_STEPS = 64  # that a sequence for which the draft model is poor goes without it
 _PLAIN_EVERY_STEPS, _PLAIN_STEPS = 64, 2  # drafting pauses now and then, or plain steps would be those of other times
-_SAMPLED_STEPS = 4  # one in so many plain steps is enough to know their time
+_SAMPLED_STEPS = 8  # one in so many plain steps is enough to know their time
 _READING_STEPS = 32  # over which the draft model's reading of a prompt is spread: they have the use of it
 _LONGEST_STEP = 8.0  # plain steps; what takes longer was disturbed
 _SLOWNESS_MEMORY = 1.0 / 64
@@ -64,6 +66,9 @@ class SpeculativeDecoder:
         config: settings.
         model: the proposer with a draft model, if there is one.
         clock: seconds, for the cost of drafting.
+
+    Attributes:
+        asked: whether anyone was asked to propose for this step, so that `observe` has something to learn.
     """
 
     def __init__(
@@ -91,8 +96,8 @@ class SpeculativeDecoder:
         self._idle = 0  # steps until anyone is asked again
         self._since_plain = 0  # steps with drafts
         self._slowness = 1.0  # mean time of plain steps over their usual time
+        self.asked = False
         # Of the coming step:
-        self._asked = False  # whether anyone is asked to propose
         self._decoding = 0  # sequences that get a token
         self._standing: Standing | None = None  # of the drafts in it
         self._by_model = False  # whether the draft model is asked
@@ -103,6 +108,15 @@ class SpeculativeDecoder:
         self._unbilled_s = 0.0  # of plain steps
         self._reading_s = 0.0  # in which the draft model read prompts, for the good of many steps
 
+    def due(self) -> bool:
+        """Count a step; whether it is time to propose. A step for which it is not costs next to nothing."""
+        self._steps += 1
+        self.asked = False
+        if self._idle:
+            self._idle -= 1
+            return False
+        return True
+
     def propose(self, running: Sequence[SequenceState], waiting_tokens: int = 0) -> None:
         """Give drafts to the running sequences for which they are likely to pay.
 
@@ -110,11 +124,6 @@ class SpeculativeDecoder:
             running: sequences that hold a row of the table.
             waiting_tokens: prompt tokens of waiting sequences that the next step is likely to take in.
         """
-        self._steps += 1
-        self._asked = False
-        if self._idle:
-            self._idle -= 1
-            return
         began = self._clock()
         self._standing, self._by_model, self._spent_s, self._checked = None, False, 0.0, 0
         self._forget_all_but(running)
@@ -130,7 +139,7 @@ class SpeculativeDecoder:
             self._propose_paying(decoding, sum(unread) + waiting_tokens)
             self._since_plain += self._standing is not None
         self._spent_s = self._clock() - began
-        if self._asked and self._standing is None and self.config.fixed_depth is None:
+        if self.asked and self._standing is None and self.config.fixed_depth is None:
             # What was spent in vain is made up for by not asking again for a while.
             self._idle = self._pause_after(self._spent_s)
 
@@ -142,9 +151,6 @@ class SpeculativeDecoder:
             grown: what `TokenBatcher.update` returned: sequence, its first place, number of new tokens.
         """
         meter = self._meter
-        if not self._asked:
-            meter.depths[0] += len(grown)
-            return
         samples = {id(sequence): number for sequence, number in zip(batch.sequences, batch.num_samples, strict=True)}
         self._grown.clear()
         for sequence, _, count in grown:
@@ -168,9 +174,7 @@ class SpeculativeDecoder:
     def measure(self, step_tokens: int, step_s: float) -> None:
         """Learn what the step cost: its tokens, and all its seconds, those of `propose` included."""
         meter, plain = self._meter, self.costs.plain
-        if not self._asked:
-            meter.step_s += step_s
-            meter.plain_s += step_s
+        if not self.asked:
             self._unbilled_s += step_s
             if not self._steps % _SAMPLED_STEPS or not self._idle:
                 self._measure_plain(step_tokens, step_s)
@@ -211,11 +215,12 @@ class SpeculativeDecoder:
 
     def statistics(self) -> SpeculationStatistics:
         """Counters since the start."""
-        return self._meter.read()
+        return self._meter.read(self._unbilled_s)
 
-    def tally(self, sequence: SequenceState) -> DraftTally | None:
-        """What speculation did for a sequence, which is forgotten by that; None where it did nothing."""
-        return self._tallies.pop(sequence, None)
+    def report(self, ended: Sequence[SequenceState]) -> Speculation | None:
+        """What speculation did for the sequences of a request that has ended; None if it was never tried for them."""
+        tallies = [tally for tally in (self._tallies.pop(sequence, None) for sequence in ended) if tally is not None]
+        return summary(tallies) if tallies else None
 
     def close(self) -> None:
         """Give up everything kept for sequences."""
@@ -337,6 +342,8 @@ class SpeculativeDecoder:
             usual_s = plain.at(step_tokens)
             self._slowness += (min(step_s / usual_s, _LONGEST_STEP) - self._slowness) * _SLOWNESS_MEMORY
             self._budget.earn(self._unbilled_s, 0.0, usual_s)
+            self._meter.step_s += self._unbilled_s
+            self._meter.plain_s += self._unbilled_s
             self._unbilled_s = 0.0
 
     def _learn(self, track: _Track, new: list[int], checked: int) -> int:
@@ -370,7 +377,7 @@ class SpeculativeDecoder:
             track.offered = None
             track.known = len(sequence.output_ids)
             tracks.append(track)
-        self._asked = True
+        self.asked = True
         return tracks
 
     def _forget_all_but(self, running: Sequence[SequenceState]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from penstock_core.protocol.jobs import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +15,8 @@ class SpeculationStatistics:
     Attributes:
         drafted, accepted: tokens checked by the model, and found right.
         drafted_at, accepted_at: the same by position in the draft.
-        depths: sequences by number of drafts checked in a step (depth 0: decoded plainly, while speculation was on).
+        depths: sequences by number of drafts checked in a step; 0 where none was found. Steps for which nobody was
+            asked are not among them.
         drafted_by, accepted_by: by proposer.
         propose_s: seconds spent on drafting. step_s: on steps that decoded.
         plain_s: predicted seconds of the same tokens without speculation.
@@ -66,6 +70,23 @@ class DraftTally:
             self.accepted_at[place] += 1
 
 
+def summary(tallies: Sequence[DraftTally]) -> Speculation:
+    """The sum of several sequences' tallies, without the depths that none of them reached."""
+    return Speculation(
+        _sums(tally.drafted_at for tally in tallies),
+        _sums(tally.accepted_at for tally in tallies),
+        _sums(tally.depths for tally in tallies),
+        round(sum(tally.saved_s for tally in tallies) * 1e3, 3),
+    )
+
+
+def _sums(counts: Iterable[list[int]]) -> tuple[int, ...]:
+    sums = [sum(column) for column in zip(*counts, strict=True)]
+    while sums and not sums[-1]:
+        sums.pop()
+    return tuple(sums)
+
+
 class SpeculationMeter(DraftTally):
     """The counters behind `SpeculationStatistics`."""
 
@@ -85,8 +106,8 @@ class SpeculationMeter(DraftTally):
         self.drafted_by[proposer] += drafted
         self.accepted_by[proposer] += accepted
 
-    def read(self) -> SpeculationStatistics:
-        """The counters as they are."""
+    def read(self, plain_s: float) -> SpeculationStatistics:
+        """The counters as they are, with the seconds of plain steps that are not counted yet."""
         return SpeculationStatistics(
             drafted=sum(self.drafted_at),
             accepted=sum(self.accepted_at),
@@ -96,6 +117,6 @@ class SpeculationMeter(DraftTally):
             drafted_by=dict(self.drafted_by),
             accepted_by=dict(self.accepted_by),
             propose_s=self.propose_s,
-            step_s=self.step_s,
-            plain_s=self.plain_s,
+            step_s=self.step_s + plain_s,
+            plain_s=self.plain_s + plain_s,
         )

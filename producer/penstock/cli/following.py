@@ -188,6 +188,8 @@ def _summary(handle: JobHandle, result: JobResult, printer: TextPrinter | None =
         parts.append(f"first after {timings.ttft_ms:,.0f} ms")
     if usage.cached_tokens:
         parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens from the prefix cache")
+    if timings.drafted_tokens:
+        parts.append(f"{timings.accepted_tokens} of {timings.drafted_tokens} drafts accepted")
     if result.choices:
         parts.append(f"finished: {result.choices[0].finish_reason}")
     if result.worker:

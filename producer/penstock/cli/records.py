@@ -62,6 +62,8 @@ def result_record(result: JobResult) -> dict[str, Any]:
         "worker": result.worker,
         "model": result.model,
     }
+    if result.speculation is not None:
+        record["speculation"] = asdict(result.speculation)
     if result.prompt_logprobs is not None:
         record["prompt_logprobs"] = [entry and _logprob(entry) for entry in result.prompt_logprobs]
     return record

@@ -459,6 +459,9 @@ def test_drafts_beyond_the_end_of_a_grammar_change_nothing(beyond: list[int]) ->
 
 def test_failing_draft_model_costs_speed_and_no_request() -> None:
     class Broken:
+        def due(self) -> bool:
+            return True
+
         def propose(self, running: Any, waiting_tokens: int) -> None:
             raise RuntimeError("draft model lost")
 

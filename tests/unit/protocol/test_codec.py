@@ -18,6 +18,7 @@ from penstock_core.protocol.jobs import (
     JobFailure,
     JobResult,
     JobState,
+    Speculation,
     Timings,
     TokenLogprob,
     Usage,
@@ -67,6 +68,14 @@ results = st.builds(
     prompt_logprobs=st.none() | st.lists(st.none() | logprob, max_size=3).map(tuple),
     worker=texts,
     model=texts,
+    speculation=st.none()
+    | st.builds(
+        Speculation,
+        st.lists(counts, max_size=64).map(tuple),
+        st.lists(counts, max_size=64).map(tuple),
+        st.lists(counts, max_size=65).map(tuple),
+        st.floats(-1e9, 1e9),
+    ),
 )
 ends = st.builds(
     JobEnded,

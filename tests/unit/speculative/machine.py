@@ -66,7 +66,8 @@ class Machine:
     def step(self) -> None:
         running = list(self.running)
         began = self.now
-        self.decoder.propose(running)
+        if self.decoder.due():
+            self.decoder.propose(running)
         tokens, samples, grown = 0, [], []
         for s in running:
             text, place = self.text_of(s), len(s.output_ids)
@@ -81,7 +82,8 @@ class Machine:
             grown.append((s, 0, kept))
         self.now += self.step_s(tokens) + (CHECKING_S if tokens > len(running) else 0.0)
         self.plain_s += sum(kept for _, _, kept in grown) / len(running) * self.step_s(len(running))
-        self.decoder.observe(SimpleNamespace(sequences=running, num_samples=samples, num_tokens=tokens), grown)  # type: ignore[arg-type]
+        if self.decoder.asked:
+            self.decoder.observe(SimpleNamespace(sequences=running, num_samples=samples, num_tokens=tokens), grown)  # type: ignore[arg-type]
         self.decoder.measure(tokens, self.now - began)
         for s in running:
             if s.finish_reason is not None:

@@ -114,6 +114,32 @@ def test_drafts_are_accepted_and_save_steps(proposer: str) -> None:
 
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
+def test_every_result_tells_what_speculation_did_for_it(proposer: str) -> None:
+    pipe = speculating(proposer)
+    for number, choices in enumerate((1, 1, 3)):
+        pipe.add_request(request(f"r{number}", copying(number), max_tokens=40, n=choices, seed=number, ignore_eos=True))
+    results = Collected(pipe).run().results
+    told = [result.speculation for result in results.values()]
+    assert all(own is not None for own in told)
+    detail = pipe.statistics().speculation
+    assert detail is not None
+    for result, own in zip(results.values(), told, strict=True):
+        assert own is not None
+        assert sum(own.drafted_at) == result.timings.drafted_tokens
+        assert sum(own.accepted_at) == result.timings.accepted_tokens
+        assert sum(own.drafted_at) == sum(depth * steps for depth, steps in enumerate(own.depths))
+        assert all(right <= drafted for right, drafted in zip(own.accepted_at, own.drafted_at, strict=False))
+    assert sum(sum(own.drafted_at) for own in told if own is not None) == detail.drafted
+    pipe.close()
+
+
+def test_a_result_without_speculation_says_nothing_of_it() -> None:
+    pipe = pipeline(RepetitiveEngine())
+    pipe.add_request(request("r", copying(), max_tokens=10))
+    assert Collected(pipe).run().results["r"].speculation is None
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
 def test_rejected_drafts_never_enter_the_prefix_cache(proposer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = speculating(proposer, draft=DraftEngine(noise=3.0))
     indexed: list[bytes] = []

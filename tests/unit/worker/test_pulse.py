@@ -13,6 +13,7 @@ import pytest
 
 from penstock_core.cache import CacheStatistics
 from penstock_core.pipeline import EngineDescription
+from penstock_core.speculative import SpeculationStatistics
 from penstock_worker.drain import Drain
 from penstock_worker.health import HealthFile, read_all
 from penstock_worker.pulse import STALLED_AFTER_S, Pulse
@@ -132,6 +133,35 @@ async def test_the_record_names_the_real_device_and_its_pages(
     record = make_pulse().describe()
     assert (record.device, record.ranks) == ("cuda:5,6", 2)
     assert (record.total_pages, record.used_pages, record.cached_pages, record.page_size) == (100, 30, 20, 16)
+
+
+async def test_speculation_is_told_in_the_record_and_the_metrics(
+    bench: Bench, pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deepest = [0] * 10
+    seen = SpeculationStatistics(
+        drafted=12,
+        accepted=7,
+        drafted_at=(6, 4, *[0] * 7, 2),
+        accepted_at=(5, 2, *[0] * 8),
+        depths=(3, 2, 2, *deepest),
+        drafted_by={"draft": 8, "suffix": 4},
+        accepted_by={"draft": 5, "suffix": 2},
+        propose_s=1.0,
+        step_s=3.0,
+        plain_s=6.0,
+    )
+    assert pulse.describe().speculation_gain == 0.0
+    monkeypatch.setattr(bench.engine, "statistics", lambda: replace(ScriptedEngine().statistics(), speculation=seen))
+    assert pulse.describe().speculation_gain == 1.5
+    pulse.beat()
+    assert bench.counter("drafted_tokens", proposer="draft") == 8
+    assert bench.counter("accepted_tokens", proposer="suffix") == 2
+    assert bench.counter("drafted_tokens", proposer="ngram") == 0
+    assert bench.counter("drafted_tokens_at", position="1") == 6
+    assert bench.counter("drafted_tokens_at", position="8") == 2  # with all that are deeper
+    assert bench.counter("draft_depth", depth="2") == 2
+    assert bench.counter("speculation_seconds", part="plain") == 6.0
 
 
 @pytest.mark.parametrize(

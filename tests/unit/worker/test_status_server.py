@@ -69,6 +69,10 @@ async def test_every_series_is_present_at_zero() -> None:
         "penstock_prompt_tokens_total",
         "penstock_prompt_tokens_cached_total",
         "penstock_completion_tokens_total",
+        "penstock_drafted_tokens_total",
+        "penstock_accepted_tokens_at_total",
+        "penstock_draft_depth_total",
+        "penstock_speculation_seconds_total",
     } <= names
     assert {sample.labels["priority"] for sample in measured if sample.name == "penstock_queue_depth"} == set(
         "0123456789"
