@@ -256,12 +256,13 @@ meant for demonstrations, tests and benchmarks, not for advice.
 
 ## Making it again
 
-`python -m training.train` trains the tokenizer, this model and the draft model; `python -m training.evaluate` measures them
-and writes this card.
+`python -m training.train` trains the tokenizer, this model and the draft model, `python -m training.distil` goes on with
+the draft; `python -m training.evaluate` measures them and writes this card.
 
 """
 DRAFT_CARD = """The draft model for speculative decoding with [`penstock-story`](../penstock-story/README.md). It has the same tokenizer and
-the same chat template, and was distilled from that model's next-token distributions over the same grammar's text.
+the same chat template, and was distilled from that model's next-token distributions: first over the same grammar's text,
+then along what that model itself writes, greedily and sampled.
 
 | | |
 |---|---|
@@ -269,12 +270,14 @@ the same chat template, and was distilled from that model's next-token distribut
 | shape | hidden 64, 2 layers, 2 heads, head size 32, intermediate 192; context 1,024 tokens |
 | weights | float16 safetensors, {draft_size_mb:.2f} MB |
 | training | {draft_steps:,} steps, {draft_tokens:,} tokens, {draft_minutes:.0f} minutes on one CPU thread |
+| further training | about 20 minutes on one CPU thread, along answers of the main model |
 | held-out loss | {draft_loss:.3f} nats per token (the main model: {main_loss:.3f}) |
 | agreement with the main model | {agreement:.1%} of tokens along its greedy answers; {held_out_agreement:.1%} of positions of held-out text |
 | accepted per check | {accepted:.2f} of 4 drafted tokens along greedy answers |
 
 Two layers are the fewest that can copy a name seen earlier. By itself it writes grammatical but incoherent text; use it only
-to draft. `python -m training.train --part draft` makes it again from the main model. License: Apache-2.0.
+to draft. `python -m training.train --part draft`, then `python -m training.distil`, make it again from the main model.
+License: Apache-2.0.
 """
 
 

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from training.distil import Answer, distil  # noqa: E402
 from training.train import DRAFT_NAME, MAIN_NAME, Budget, Plan, run  # noqa: E402
 
 
@@ -34,6 +35,24 @@ def test_checkpoint_is_complete_and_readable(trained: Path, name: str) -> None:
     ids = tokenizer("Once upon a time")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
+
+
+def test_a_draft_model_is_taught_what_the_main_model_would_say(trained: Path) -> None:
+    main, draft = (
+        transformers.LlamaForCausalLM.from_pretrained(trained / name, dtype=torch.float32)
+        for name in (MAIN_NAME, DRAFT_NAME)
+    )
+    ids = torch.randint(10, 2000, (32, 40), generator=torch.Generator().manual_seed(1))
+    made = [Answer(row.tolist(), 8) for row in ids]
+
+    def distance() -> float:
+        with torch.no_grad():
+            target, guess = (model(ids).logits.log_softmax(-1) for model in (main, draft))
+        return float(torch.nn.functional.kl_div(guess, target, log_target=True, reduction="batchmean"))
+
+    before = distance()
+    assert distil(main, draft, made, Budget(steps=12, seconds=60.0, peak_lr=4e-3), seed=1) == 12
+    assert distance() < before
 
 
 def test_both_models_share_one_tokenizer(trained: Path) -> None:
