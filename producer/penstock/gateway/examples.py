@@ -19,6 +19,7 @@ _ANSWER = {
     "throughput_tokens_per_sec": 71.9,
     "finish_reason": "length",
     "choices": None,
+    "speculation": None,
 }
 _VIEW = {
     "id": _JOB,
@@ -68,6 +69,7 @@ _METRICS = {
             "tokens_per_s": 412.5,
             "prefix_hit_rate": 0.41,
             "draft_acceptance": 0.63,
+            "speculation_gain": 1.42,
             "draining": False,
         }
     ],

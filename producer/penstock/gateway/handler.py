@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from penstock.aio import AsyncClient, AsyncJobHandle
 from penstock.gateway.auth import Caller, Forbidden, TooManyRequests, Unauthorized
@@ -29,6 +30,7 @@ from penstock.gateway.models import (
     MetricsResponse,
     QueueLine,
     QuotaLimits,
+    SpeculationCounts,
     TenantQuota,
     WorkerLine,
     prompt_scores,
@@ -254,6 +256,7 @@ class RequestHandler:
                 tokens_per_s=worker.record.tokens_per_s,
                 prefix_hit_rate=worker.record.prefix_hit_rate,
                 draft_acceptance=worker.record.draft_acceptance,
+                speculation_gain=worker.record.speculation_gain,
                 draining=worker.record.draining,
             )
             for worker in seen.workers
@@ -374,4 +377,5 @@ def _response(job_id: str, result: JobResult, started: float) -> GenerateRespons
         ]
         if len(result.choices) > 1
         else None,
+        speculation=SpeculationCounts(**asdict(result.speculation)) if result.speculation is not None else None,
     )

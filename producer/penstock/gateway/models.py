@@ -146,6 +146,21 @@ class GenerateChoice(BaseModel):
     logprobs: list[TokenScore] | None = None
 
 
+class SpeculationCounts(BaseModel):
+    """What speculative decoding did for a job in its last attempt; none of it changes a token.
+
+    Attributes:
+        drafted_at, accepted_at: drafted tokens that were checked, and that were right, by position in the draft.
+        depths: steps with drafting by the number of drafts checked in them, from none on.
+        saved_ms: decoding time it saved, estimated from what steps without drafts usually take; below 0: lost.
+    """
+
+    drafted_at: list[int]
+    accepted_at: list[int]
+    depths: list[int]
+    saved_ms: float
+
+
 class GenerateResponse(BaseModel):
     """A finished generation. `text`, `token_ids` and `finish_reason` are the first choice's.
 
@@ -156,6 +171,7 @@ class GenerateResponse(BaseModel):
         throughput_tokens_per_sec: `generated_tokens` over that time.
         logprobs: of the first choice's tokens, where asked for. prompt_logprobs: of the prompt's, null for its first.
         choices: all choices, where `n` was above 1.
+        speculation: where the worker looked for drafts.
     """
 
     request_id: str
@@ -171,6 +187,7 @@ class GenerateResponse(BaseModel):
     logprobs: list[TokenScore] | None = None
     prompt_logprobs: list[TokenScore | None] | None = None
     choices: list[GenerateChoice] | None = None
+    speculation: SpeculationCounts | None = None
 
 
 def result_view(result: JobResult) -> dict[str, Any]:
@@ -329,6 +346,7 @@ class WorkerLine(BaseModel):
     tokens_per_s: float
     prefix_hit_rate: float
     draft_acceptance: float
+    speculation_gain: float = 0.0
     draining: bool
 
 
