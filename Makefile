@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 RUN     = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types layers cover bench bench-quick bench-peers clean
+.PHONY: help demo test check lint types layers cover bench bench-quick bench-peers gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-peers:  ## install the queues and engines we are compared with, each in an
 	@set -e; for peer in $(PEERS); do name=$${peer%%:*}; \
 	  test -x .bench-venvs/$$name/bin/python || { echo "installing $$name ..."; $(PYTHON) -m venv .bench-venvs/$$name; \
 	  .bench-venvs/$$name/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $$(echo $${peer#*:} | tr , ' '); }; done
+
+gpu: $(VENV)/.dev  ## on a GPU machine: its tests and benchmarks, with a report in bench-results/gpu.json
+	@$(RUN) benchmarks.gpu
 
 clean:  ## remove the virtual environment, caches and build outputs
 	rm -rf $(VENV) .bench-venvs build dist bench-results htmlcov .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.*

@@ -11,10 +11,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks import page
-from benchmarks.report import console
+from benchmarks.report import console, last_object
 
 ALL = {
     "queue": "queue",
@@ -51,7 +50,7 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(name)
-        figures = _figures(done.stdout)
+        figures = last_object(done.stdout)
         if figures is not None:  # kept of a failed benchmark too: they say what is wrong
             (results / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
     if not arguments.quick:
@@ -59,15 +58,6 @@ def main() -> None:
     if failed:
         console.print(f"failed: {', '.join(failed)}")
         sys.exit(1)
-
-
-def _figures(output: str) -> dict[str, Any] | None:
-    """The JSON object on the last line, or None where the benchmark ended before it had one."""
-    try:
-        found = json.loads(output.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 if __name__ == "__main__":

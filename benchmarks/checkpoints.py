@@ -1,7 +1,8 @@
-"""Random-weight checkpoints of three sizes, made once in a temporary folder: right for speed, never for quality.
+"""Random-weight checkpoints of some sizes, made once in a temporary folder: right for speed, never for quality.
 
 `tiny` has the bundled model's shape, `small` some 30 million parameters, `medium` the shape of Qwen3-0.6B with a
-smaller vocabulary. They are written by `transformers`, so that every contestant reads the same files.
+smaller vocabulary, `qwen3-0.6b` with its own. They are written by `transformers`, so that every contestant reads the
+same files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _SHAPES: dict[str, dict[str, Any]] = {
               "head_dim": 64, "intermediate_size": 1408, "vocab_size": 8192},
     "medium": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
                "head_dim": 128, "intermediate_size": 3072, "vocab_size": 32000},
+    "qwen3-0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+                   "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936},
 }  # fmt: skip
 SIZES = tuple(_SHAPES)
 

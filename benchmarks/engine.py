@@ -1,5 +1,7 @@
 """The engine beside its peers on the same weights: `python -m benchmarks.engine [--size small] [--json] [--quick]`.
 
+With `--device cuda` it is another benchmark, of serving many requests at once; see `benchmarks/cuda_engine.py`.
+
 Four workloads: a prompt of 512 tokens (prefill), one stream of 128 new tokens (single), 32 requests of 64 new tokens
 each (batch), and 16 requests sharing 512 tokens (prefix, cold and warm). Greedy, end of sequence ignored, fp32 unless
 `--dtype` or `--quantization` say otherwise. Peers: `transformers` generate, and the engines that `make bench-peers`
@@ -18,6 +20,7 @@ import torch
 
 from benchmarks.checkpoints import SIZES, random_checkpoint
 from benchmarks.contestants import Contestant, Penstock, Transformers, installed_engines
+from benchmarks.cuda_engine import measure as measure_on_gpu
 from benchmarks.report import alternate, chart, console, parser, publish, table
 
 
@@ -28,11 +31,19 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     options.add_argument("--quantization", choices=["int8"], default=None)
-    options.add_argument("--kv-dtype", choices=["auto", "float16", "int8"], default="auto", help="our KV cache")
+    options.add_argument(
+        "--kv-dtype", choices=["auto", "float16", "int8", "float8"], default="auto", help="our KV cache"
+    )
+    options.add_argument("--ablate", action="store_true", help="on a GPU, also without graphs and without overlap")
     options.add_argument("--peers", type=Path, default=Path(".bench-venvs"), help="folder of the peers' environments")
     arguments = options.parse_args()
     if arguments.quick:
         arguments.size, arguments.runs = "tiny", 1
+    if arguments.device.startswith("cuda"):
+        measure_on_gpu(arguments)
+        return
+    if arguments.ablate:
+        options.error("--ablate is about what only a GPU has; give --device cuda")
     torch.set_num_threads(arguments.threads)
     folder = random_checkpoint(arguments.size)
     ours = Penstock(folder, arguments)

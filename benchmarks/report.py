@@ -96,6 +96,15 @@ def alternate(
     }
 
 
+def last_object(output: str) -> dict[str, Any] | None:
+    """The JSON object on the last line, or None where the benchmark ended before it had one."""
+    try:
+        found = json.loads(output.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for people, and keep it for the report."""
     cells = [[shown(cell) for cell in row] for row in rows]

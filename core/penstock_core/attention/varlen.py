@@ -151,7 +151,8 @@ def usual_page_size(shape: HeadShape, kv_heads: int) -> int:
 def _conventions(decoding: bool, deterministic: bool) -> Iterator[Convention]:
     """The ways there are, the fastest first."""
     splits = None if _chooses_splits_well() and not deterministic else 1
-    for causal_decodes in (False, True) if decoding else (True,):
+    # Where bits must not depend on chunking, a decode is computed as the last query of a prompt is.
+    for causal_decodes in (False, True) if decoding and not deterministic else (True,):
         for wants_key_starts in (False, True):
             yield Convention(wants_key_starts, splits, causal_decodes)
 
