@@ -11,6 +11,7 @@ the paged cache holds in the bytes in which contiguous allocation holds one each
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -52,6 +53,8 @@ def main() -> None:
         contestants["transformers"] = Transformers(folder, arguments)
     if arguments.device == "cpu" and arguments.dtype == "float32":
         contestants |= installed_engines(arguments.peers, folder, arguments)
+    gc.collect()
+    gc.freeze()  # as a worker does once it is ready: what was imported is not looked through again and again
 
     figures = alternate(
         {name: _workloads(contestant, quick=arguments.quick) for name, contestant in contestants.items()},

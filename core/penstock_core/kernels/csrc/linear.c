@@ -122,10 +122,12 @@ static void linear_in_team(const LinearCall *c) {
             for (int64_t r = 0; r < pair * rows; r++) {
                 const int64_t at = column + r / rows * PANEL, columns = c->n - at < PANEL ? c->n - at : PANEL;
                 float *out = c->out + (from + r % rows) * c->n + at;
-                if (c->bias != 0)
-                    for (int64_t j = 0; j < columns; j++) out[j] = sums[r][j] + c->bias[at + j];
-                else
-                    memcpy(out, sums[r], columns * sizeof(float));
+                int64_t j = 0;
+                for (; j + VL <= columns; j += VL) {
+                    const vf y = load(sums[r] + j);
+                    store(out + j, c->bias != 0 ? add(y, load(c->bias + at + j)) : y);
+                }
+                for (; j < columns; j++) out[j] = c->bias != 0 ? sums[r][j] + c->bias[at + j] : sums[r][j];
             }
         }
         task += pair;
