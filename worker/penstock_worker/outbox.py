@@ -80,9 +80,14 @@ class Parcel:
 
 
 class Outbox:
-    """Parcels by job, in order of first arrival."""
+    """Parcels by job, in order of first arrival.
+
+    Attributes:
+        urgent: some job's end waits, which a client may be waiting for.
+    """
 
     def __init__(self, held: HeldJobs) -> None:
+        self.urgent = False
         self._held = held
         self._parcels: dict[str, Parcel] = {}
         self._sent: list[Parcel] = []
@@ -91,11 +96,6 @@ class Outbox:
     def tokens(self) -> int:
         """Tokens waiting, those sent and not yet answered included."""
         return sum(parcel.tokens for parcel in (*self._parcels.values(), *self._sent))
-
-    @property
-    def urgent(self) -> bool:
-        """Whether some job's end waits, which a client may be waiting for."""
-        return any(parcel.ending is not None for parcel in self._parcels.values())
 
     def __len__(self) -> int:
         return len(self._parcels) + len(self._sent)
@@ -107,7 +107,7 @@ class Outbox:
     def end(self, job: HeldJob, ending: Ending) -> None:
         """Keep how `job` ended. The first ending counts, and nothing more is taken from the engine for it."""
         if not job.ended:
-            job.ended = True
+            job.ended = self.urgent = True
             self._parcel(job).ending = ending
 
     def take(self) -> Sequence[Parcel]:
@@ -117,7 +117,7 @@ class Outbox:
         """
         if not self._sent:
             self._sent = list(self._parcels.values())
-            self._parcels = {}
+            self._parcels, self.urgent = {}, False
         self._sent = [parcel for parcel in self._sent if parcel.job in self._held]
         return self._sent
 
