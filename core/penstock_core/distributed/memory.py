@@ -6,10 +6,7 @@ activations are measured by running the largest step once, a CPU's are estimated
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from penstock_core.models.config import ModelConfig
 from penstock_core.models.loading import choose_dtype
 from penstock_core.models.products import Quantization
 from penstock_core.models.products import stored_dtype as stored_weight_dtype
+from penstock_core.models.weights import stored_tensors
 from penstock_core.protocol.errors import InvalidConfiguration
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -89,17 +87,12 @@ def taken_memory_bytes(device: torch.device) -> int:
 
 
 def weight_bytes(folder: Path, width: int | None) -> int:
-    """Bytes of a checkpoint's weights at `width` bytes each, or as they are stored, from the files' headers."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: Mapping[str, dict[str, object]] = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                elements = math.prod(tensor["shape"])  # type: ignore[call-overload]
-                total += elements * (width or _WIDTHS.get(str(tensor["dtype"]), 4))
-    return total
+    """Bytes of a checkpoint's weights at `width` bytes each, or as they are stored, from the files' headers.
+
+    Raises:
+        BrokenCheckpoint: files are missing or damaged.
+    """
+    return sum(math.prod(shape) * (width or _WIDTHS.get(dtype, 4)) for shape, dtype in stored_tensors(folder))
 
 
 def needed_weight_bytes(

@@ -162,6 +162,20 @@ def _list_files(files: dict[str, Path]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def stored_tensors(folder: Path) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Shape and dtype (`F32`, `BF16`, ...) of every tensor of a checkpoint, from the files' headers.
+
+    Raises:
+        BrokenCheckpoint: files are missing or damaged.
+    """
+    files = _tensor_files(folder)
+    for path in dict.fromkeys(files.values()):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_slice(name)
+                yield tuple(tensor.get_shape()), str(tensor.get_dtype())
+
+
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Every tensor's file, in the order in which they lie on disk."""
     index = folder / "model.safetensors.index.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,25 @@ from penstock_core.cache import PageConfig, PageShape
 from penstock_core.distributed import DistributedInferenceEngine, EngineConfig, memory
 from penstock_core.distributed.inputs import choose_device
 from penstock_core.distributed.measure import measure_activations
-from penstock_core.models import ModelConfig
+from penstock_core.models import BrokenCheckpoint, ModelConfig
 from penstock_core.protocol.errors import InvalidConfiguration
 
 BUNDLED = Path(__file__).parents[3] / "worker/penstock_worker/bundled/penstock-story"
 
 
 CPU = torch.device("cpu")
+
+
+def test_only_the_files_that_are_loaded_are_counted_and_damage_is_named(tmp_path: Path) -> None:
+    """The story: a header cut off was a traceback, and a second copy beside the index counted twice."""
+    shutil.copy(BUNDLED / "model.safetensors", tmp_path)
+    shutil.copy(BUNDLED / "model.safetensors", tmp_path / "consolidated.safetensors")
+    index = {"weight_map": {"any": "model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert memory.weight_bytes(tmp_path, 1) == memory.weight_bytes(BUNDLED, 1)
+    os.truncate(tmp_path / "model.safetensors", 1000)
+    with pytest.raises(BrokenCheckpoint, match=r"model\.safetensors: damaged or incomplete .*; download it again"):
+        memory.weight_bytes(tmp_path, 1)
 
 
 def test_weights_are_counted_from_headers() -> None:
