@@ -73,7 +73,7 @@ def find_library() -> Path | None:
 
 
 def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Compile into `folder`, atomically, and return the library's path.
+    """Compile into `folder`, atomically, and return the library's path. `extra_flags` win over the usual ones.
 
     Raises:
         BuildFailed: there is no compiler, or it refused.
@@ -90,9 +90,9 @@ def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
                 commands.append([*FLAGS, *flags, f"-DISA={name}", "-c", f"{SOURCES}/kernels.c", "-o", objects[-1]])
             objects.append(f"{scratch}/detect.o")
             commands.append([*FLAGS, "-c", f"{SOURCES}/detect.c", "-o", objects[-1]])
-            _run_all([[compiler, *extra_flags, *command] for command in commands])
+            _run_all([[compiler, *command, *extra_flags] for command in commands])
             library = f"{scratch}/kernels.so"
-            _run_all([[compiler, *extra_flags, "-shared", "-fopenmp", *objects, "-o", library, "-lm"]])
+            _run_all([[compiler, "-shared", "-fopenmp", *objects, "-o", library, *extra_flags, "-lm"]])
             target = folder / library_name()
             os.replace(library, target)
     except OSError as error:

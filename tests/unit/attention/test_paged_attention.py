@@ -38,7 +38,7 @@ def ways() -> list[native.Kernels | None]:
     return [None] if path is None else [None, *native.available(str(path))]
 
 
-@pytest.fixture(autouse=True, params=ways(), ids=lambda way: "plain" if way is None else way.instruction_set)
+@pytest.fixture(autouse=True, params=ways(), ids=lambda way: "torch alone" if way is None else way.instruction_set)
 def way(request: pytest.FixtureRequest) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
