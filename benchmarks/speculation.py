@@ -213,12 +213,11 @@ def _request(pipeline: Any, text: str, arguments: Any) -> Any:
 def drafting_costs(engine: Any) -> dict[str, float]:
     """By number of guesses: what the running engine measured of a step with them, over a plain step; batch 1."""
     speculator = engine.pipeline._speculator
-    costs = speculator.cost, speculator._model.start_cost, speculator._model.cost
-    if not all(cost.known for cost in costs):
+    costs = speculator.costs
+    if not all(cost.known for cost in (costs.plain, costs.checking, costs.start, costs.level)):
         return {}
-    step, start, level = costs
     return {
-        str(k): (step.at(1 + k) + start.at(1) + k * level.at(1)) / step.at(1)
+        str(k): (costs.checking.at(1 + k) + costs.start.at(1) + k * costs.level.at(1)) / costs.plain.at(1)
         for k in range(1, speculator.config.max_depth + 1)
     }
 
