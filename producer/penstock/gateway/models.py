@@ -334,11 +334,21 @@ class QueueLine(BaseModel):
 
 
 class WorkerLine(BaseModel):
-    """A live worker."""
+    """A live worker.
+
+    Attributes:
+        device: where it computes, in the machine's own names. ranks: the processes its model is cut over.
+        used_pages, cached_pages: of the cache's `total_pages`, those that sequences hold, and those kept for others.
+    """
 
     worker_id: str
     model: str
     host: str
+    device: str
+    ranks: int
+    total_pages: int
+    used_pages: int
+    cached_pages: int
     running: int
     free_sequences: int
     free_tokens: int

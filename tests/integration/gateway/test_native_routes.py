@@ -325,7 +325,10 @@ def test_health_and_metrics_tell_the_condition(http: httpx.Client, operator: htt
     assert metrics["scope"] == "queue"
     assert metrics["counters"]["submitted"] >= 1
     assert "running" not in metrics["counters"], "what goes up and down is no counter"
-    assert metrics["workers"][0]["model"] == "penstock-story"
+    worker = metrics["workers"][0]
+    assert (worker["model"], worker["device"], worker["ranks"]) == ("penstock-story", "cpu", 1)
+    assert worker["used_pages"] + worker["cached_pages"] <= worker["total_pages"]
+    assert worker["total_pages"] > 0
     own = http.get("/v1/metrics").json()
     assert (own["scope"], own["counters"], own["workers"]) == ("tenant", {}, [])
 
