@@ -84,7 +84,7 @@ def judge(info: Mapping[str, Any]) -> list[BrokerWarning]:
     policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
     if policy != "noeviction" and limit:
         warn(
-            "warning",
+            "error",
             "evicting",
             f"maxmemory-policy is {policy}: when {limit} bytes are full Redis deletes jobs; set it to noeviction",
         )

@@ -453,11 +453,13 @@ def test_doctor_without_a_broker_is_exit_code_7(cli):
     assert broken[0]["remedy"]
 
 
-def test_doctor_warns_of_a_broker_that_forgets(cli, start_redis):
+def test_doctor_calls_a_broker_that_evicts_broken_and_warns_of_one_that_forgets(cli, start_redis):
     server = start_redis(None, "--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-    (report,) = lines(cli("doctor", "--no-model", "--json", "--redis", server.url))
+    outcome = cli("doctor", "--no-model", "--json", "--redis", server.url)
+    assert outcome.exit_code == 1
+    (report,) = lines(outcome)
     checks = {check["name"]: check for check in report["checks"]}
-    assert checks["persistence"]["status"] == checks["eviction"]["status"] == "warning"
+    assert (checks["persistence"]["status"], checks["eviction"]["status"]) == ("warning", "error")
     assert "appendonly yes" in checks["persistence"]["remedy"]
     assert "noeviction" in checks["eviction"]["remedy"]
 

@@ -77,3 +77,14 @@ def test_jobs_run_stream_and_are_cancelled(broker_url: str, queue: str, tmp_path
             assert worker.wait() == ExitCode.OK, worker.log
         finally:
             worker.end()
+
+
+def test_a_worker_does_not_start_on_a_redis_that_evicts(start_redis: Start, tmp_path: Path) -> None:
+    """The story: the guarantees said so, and the worker warned and went on."""
+    server = start_redis(None, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
+    worker = WorkerProcess(server.url, tmp_path, "choosy")
+    try:
+        assert worker.wait() == ExitCode.BROKER
+        assert "set it to noeviction" in worker.log
+    finally:
+        worker.end()
