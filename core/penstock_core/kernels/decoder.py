@@ -182,7 +182,7 @@ class WholeDecoder:
         if wanted > _KEPT_SCRATCH:
             return torch.empty(wanted)
         if len(self._scratch) < wanted:
-            self._scratch = memory.empty([wanted], torch.float32)
+            self._scratch = memory.empty([wanted], torch.float32, lasting=False)
         return self._scratch
 
 

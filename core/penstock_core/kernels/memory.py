@@ -26,13 +26,17 @@ _lock = threading.Lock()
 _rest = torch.empty(0, dtype=torch.uint8)  # of the current chunk
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of what the memory held, at the start of a cache line."""
+def empty(shape: Sequence[int], dtype: torch.dtype, *, lasting: bool = True) -> Tensor:
+    """A tensor of what the memory held, at the start of a cache line.
+
+    `lasting`: it stays about as long as its neighbours, whose chunk it may share; one that is soon replaced would leave
+    a hole that nothing fills.
+    """
     global _rest
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return torch.empty(*shape, dtype=dtype)
-    if size > _CHUNK // 2:
+    if size > _CHUNK // 2 or not lasting:
         raw = _advised(size)
     else:
         with _lock:

@@ -7,6 +7,12 @@ import torch
 
 from penstock_core.kernels import memory
 
+SIZES = [
+    (size, dtype)
+    for size in (1, 5, 40, 333, 2000, 9000)  # the last takes more than a chunk
+    for dtype in (torch.float32, torch.bfloat16, torch.uint8)
+]
+
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,11 +31,10 @@ def test_copies_keep_their_numbers_beside_each_other(small_chunks: None) -> None
         assert torch.equal(copy, original.t())
 
 
-SIZES = [
-    (size, dtype)
-    for size in (1, 5, 40, 333, 2000, 9000)  # the last takes more than a chunk
-    for dtype in (torch.float32, torch.bfloat16, torch.uint8)
-]
+def test_what_will_be_replaced_leaves_no_hole(small_chunks: None) -> None:
+    first = memory.empty([1000], torch.uint8)
+    memory.empty([1 << 14], torch.float32, lasting=False)
+    assert memory.empty([1000], torch.uint8).data_ptr() == first.data_ptr() + 1024
 
 
 def test_a_chunk_lives_while_any_of_its_tensors_does(small_chunks: None) -> None:
