@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock_core.kernels import native
+from penstock_core.kernels import linear, native
 from penstock_core.models import DecoderModel, load_model
 from tests.parity.checkpoints import logits_of, reference_logits, write_checkpoint
 from tests.parity.families import CONFIGS
@@ -37,6 +37,13 @@ def test_int8_bits_hold(tmp_path: Path) -> None:
         pytest.skip("needs the VNNI kernel")
     write_checkpoint(tmp_path, CONFIGS["llama"]())
     assert bits_hold(load_model(tmp_path, deterministic=True, quantization="int8"))
+
+
+def test_by_the_kernels_they_hold_without_the_setting(tmp_path: Path) -> None:
+    if not linear.reads_stored_weights():
+        pytest.skip("needs vector kernels")
+    write_checkpoint(tmp_path, CONFIGS["llama"]())
+    assert bits_hold(load_model(tmp_path))
 
 
 def test_without_the_setting_they_need_not_hold(tmp_path: Path) -> None:
