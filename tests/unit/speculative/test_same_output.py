@@ -58,6 +58,38 @@ def test_output_is_that_of_plain_decoding(proposer: str, name: str, count: int) 
     assert run(speculating(proposer, depth=None), OPTIONS[name], count) == plain
 
 
+EVENTS: dict[str, dict[str, Any]] = {
+    "preempted": {},
+    "resumed": {},
+    "stopped by a string": {"stop": ("z", "e", "ing")},
+    "grammar": {"response_format": {"regex": "([a-z]{2,5} ){2,12}"}},
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("count", [1, 4], ids=["alone", "batch"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_whatever_happens_on_the_way(proposer: str, temperature: float, count: int, event: str) -> None:
+    options = {"temperature": temperature, "max_tokens": 30, "ignore_eos": True, **EVENTS[event]}
+    plain = run(pipeline(RepetitiveEngine()), options, count)
+    for depth in (4, None):
+        pipe = speculating(proposer, depth)
+        for number in range(count):
+            done = plain[number][0][0].token_ids[: 7 + number] if event == "resumed" else ()
+            resume = (ResumedChoice(0, done, None, None),) if done else ()
+            pipe.add_request(request(f"r{number}", copying(number), resume=resume, **{"seed": number, **options}))
+        collected = Collected(pipe)
+        while pipe.has_work:
+            if event == "preempted" and pipe.statistics().steps % 4 == 3:
+                for sequence in list(pipe.batcher.running):
+                    pipe.batcher._preempt(sequence)
+            collected.step()
+        pipe.close()
+        assert [outcome(collected.results[f"r{number}"]) for number in range(count)] == plain
+        assert event != "preempted" or pipe.statistics().preemptions >= count
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("proposer", PROPOSERS)
 def test_preempted_while_speculating(proposer: str, temperature: float) -> None:
