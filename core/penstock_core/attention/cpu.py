@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class CPUPlan:
 
     batch: AttentionBatch
     call: native.AttentionCall  # what of the kernel's arguments is the same for every layer
-    portable: object = None
+    portable: Any = None
 
 
 class CPUPagedAttention:
@@ -55,13 +56,12 @@ class CPUPagedAttention:
 
     def attend(self, q: Tensor, pages: LayerPages, plan: CPUPlan, spec: AttentionSpec) -> Tensor:
         """Attend every token to its sequence's pages. q: [T, H, D] -> [T, H, D]."""
-        out = torch.empty(q.shape, dtype=q.dtype)
         kernels = native.kernels()
         if kernels is None or not _kernel_reads(q, pages):
             if plan.portable is None:
                 plan.portable = self._portable.plan(plan.batch)
-            self._portable.attend_into(out, q, pages, plan.portable, spec)  # type: ignore[arg-type]
-            return out
+            return self._portable.attend(q, pages, plan.portable, spec)
+        out = torch.empty(q.shape, dtype=q.dtype)
         call = plan.call
         call.q, call.out, call.q_stride = q.data_ptr(), out.data_ptr(), q.stride(0)
         call.k, call.v = pages.k.data_ptr(), pages.v.data_ptr()

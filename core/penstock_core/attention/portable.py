@@ -7,7 +7,6 @@ prefill computes the same thing. Query heads that share a KV head are folded int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -61,13 +60,13 @@ class PortablePagedAttention:
     def __init__(self, deterministic: bool = False) -> None:
         self._deterministic = deterministic
 
-    def plan(self, batch: AttentionBatch, only: Sequence[int] | None = None) -> list[_Group]:
-        """Group the batch's sequences, or `only` some of them; once per forward pass."""
+    def plan(self, batch: AttentionBatch) -> list[_Group]:
+        """Group the batch's sequences; once per forward pass."""
         starts = batch.query_start.tolist()
         seq_lens = batch.seq_lens.tolist()
         groups: list[_Group] = []
         similar: dict[tuple[int, int], list[int]] = {}
-        for n in range(len(seq_lens)) if only is None else only:
+        for n in range(len(seq_lens)):
             query_len = starts[n + 1] - starts[n]
             if self._deterministic:
                 groups += [_group(batch, [n], 1, seq_lens[n] - query_len + i + 1, i) for i in range(query_len)]
@@ -103,13 +102,9 @@ class PortablePagedAttention:
     def attend(self, q: Tensor, pages: LayerPages, plan: list[_Group], spec: AttentionSpec) -> Tensor:
         """Attend every token to its sequence's pages. q: [T, H, D] -> [T, H, D]."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        self.attend_into(out, q, pages, plan, spec)
-        return out
-
-    def attend_into(self, out: Tensor, q: Tensor, pages: LayerPages, plan: list[_Group], spec: AttentionSpec) -> None:
-        """Attend the plan's tokens; the rows of others are left alone. q, out: [T, H, D]."""
         for group in plan:
             out[group.rows] = _attend_group(q[group.rows], pages, group, spec)
+        return out
 
 
 def _group(batch: AttentionBatch, sequences: list[int], query_len: int, longest: int, skip: int = 0) -> _Group:
