@@ -157,7 +157,7 @@ def test_a_deadline_holds_for_a_worker_that_died(sdk: Any, redis_client: redis.R
 
 def test_waiting_for_a_dead_worker_times_out_with_the_state(sdk: Any, worker: ScriptedWorker) -> None:
     job = sdk.submit("story")
-    with pytest.raises(ResultTimeout, match=r"0\.1 s: it is queued; no worker"):
+    with pytest.raises(ResultTimeout, match=r"0\.1 s: it is queued, and no worker"):
         job.result(timeout=0.1)
     worker.say(worker.claim_one(job.id), 2)
     with pytest.raises(ResultTimeout, match=rf"running on worker {worker.id} \(attempt 1, 2 tokens so far\)"):
