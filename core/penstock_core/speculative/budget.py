@@ -31,13 +31,20 @@ class LossBudget:
     def __init__(self) -> None:
         self.balance_s = 0.0
         self._opened = False
+        self._limit_s = 0.0
 
     def earn(self, spent_s: float, saved_s: float, plain_step_s: float) -> None:
         """Count time that passed, and what drafting saved of it (or lost: below 0); a plain step takes that long."""
         if not self._opened:
             self._opened = True
             self.balance_s = _FIRST_STEPS * plain_step_s
-        self.balance_s = min(self.balance_s + _SHARE * spent_s + saved_s, _MOST_STEPS * plain_step_s)
+        self._limit_s = _MOST_STEPS * plain_step_s
+        self.balance_s = min(self.balance_s + _SHARE * spent_s + saved_s, self._limit_s)
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether far more was lost than ever may be: the machine is so busy that steps with drafts stall."""
+        return self.balance_s < -2.0 * self._limit_s
 
     def affords(self, loss_s: float, plain_step_s: float) -> bool:
         """Whether such a loss can be borne, or all has been saved up that can be."""
@@ -95,7 +102,7 @@ class Standing:
                 self.pays, self.tried, self.since = True, 0, step
             elif not close or self.tried > _LONGEST_TRY_STEPS or budget.balance_s < 0.0:
                 self._leave(step, self.pause if close else 2 * self.pause)
-        elif self.spent_s > self.plain_s:
+        elif self.spent_s > self.plain_s or budget.is_overdrawn:
             self._leave(step, _PAUSE_STEPS if step - self.since > _LASTING_STEPS else 2 * self.pause)
 
     def inherit(self, other: Standing) -> None:

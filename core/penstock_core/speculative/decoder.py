@@ -30,10 +30,11 @@ _FRUITLESS_SHARE = 0.005  # of a step's time that proposing in vain may take, on
 _LONGEST_PAUSE_STEPS = 32
 _IDLE_STEPS = 16  # between two looks at whether drafting is due
 _OTHER_PROBE_STEPS = 64  # that a sequence for which the draft model is poor goes without it
-_PLAIN_EVERY_STEPS, _PLAIN_STEPS = 64, 2  # drafting pauses now and then, or plain steps would be those of other times
+_PLAIN_EVERY_STEPS, _PLAIN_STEPS = 96, 4  # drafting pauses now and then, or plain steps would be those of other times
 _SAMPLED_STEPS = 8  # one in so many plain steps is enough to know their time
 _READING_STEPS = 32  # over which the draft model's reading of a prompt is spread: they have the use of it
 _LONGEST_STEP = 8.0  # plain steps; what takes longer was disturbed
+_STALLED_STEP = 32.0  # plain steps; more than that is not held against drafting
 _SLOWNESS_MEMORY = 1.0 / 64
 _NO_CHANCES: list[float] = []
 
@@ -176,7 +177,7 @@ class SpeculativeDecoder:
         meter, plain = self._meter, self.costs.plain
         if not self.asked:
             self._unbilled_s += step_s
-            if not self._steps % _SAMPLED_STEPS or not self._idle:
+            if not self._steps % _SAMPLED_STEPS or self._idle < 2:  # the first ones after drafting are slower
                 self._measure_plain(step_tokens, step_s)
             return
         drafts, took_s = self._checked, step_s - self._spent_s
@@ -206,9 +207,10 @@ class SpeculativeDecoder:
             emitted = sum(count for _, count in self._grown) / max(1, len(self._grown))
         plain_s, spent_s = base_s + one_s * (emitted - 1.0), took_s + drafting_s
         self._meter.plain_s += plain_s
-        self._budget.earn(spent_s, plain_s - spent_s, one_s)
+        plainly_s = plain.at(step_tokens)
+        self._budget.earn(spent_s, plain_s - min(spent_s, plainly_s * _STALLED_STEP), one_s)
         if self._standing is not None:
-            undisturbed_s = min(spent_s, plain.at(step_tokens) * _LONGEST_STEP)
+            undisturbed_s = min(spent_s, plainly_s * _LONGEST_STEP)
             self._standing.record(plain_s, undisturbed_s, self._steps, self._budget)
         for tally, count in self._grown:
             tally.saved_s += base_s + one_s * (count - 1.0) - spent_s

@@ -94,6 +94,19 @@ def test_disturbed_steps_do_not_end_what_pays() -> None:
     assert controlled.run(300) >= 0.9 * steady
 
 
+def test_where_steps_with_drafts_stall_again_and_again_they_end() -> None:
+    controlled = drafting("small model", 0.9, 1, 6000)
+    controlled.run(600)
+    calm = controlled.step_s
+    controlled.step_s = lambda tokens: calm(tokens) * (100.0 if tokens > 1 and controlled.now * 1e5 % 7 < 2 else 1.0)
+    before = sum(controlled.decoder.statistics().depths)
+    controlled.run(1500)
+    assert sum(controlled.decoder.statistics().depths) - before < 200
+    controlled.step_s = calm
+    controlled.run(3000)
+    assert controlled.run(300) > 1.5  # and begin again when that is over
+
+
 def test_copies_are_found_by_lookup_at_every_batch_where_that_pays() -> None:
     for count, least in ((1, 2.5), (8, 1.4)):
         assert Machine([copying(600, seed) for seed in range(count)], small_model, "suffix").run() > least
