@@ -212,7 +212,7 @@ def _worker(seen: QueueSnapshot, view: WorkerView, colour: str, *, several: bool
     ]
     if roomy:
         cells += [
-            Text(f"{record.draft_acceptance:.0%}" if record.draft_acceptance else "-"),
+            Text(f"{record.draft_acceptance:.0%} {record.speculation_gain:.1f}×" if record.draft_acceptance else "-"),
             Text(f"{record.step_ms:.1f} ms"),
             Text(f"{record.jobs_done:,}"),
         ]
