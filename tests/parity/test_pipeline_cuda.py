@@ -91,8 +91,9 @@ def test_decode_steps_are_captured_where_pages_are_read_in_place() -> None:
 def test_preemption_changes_no_token(page_size: int) -> None:
     def under(num_tokens: int) -> tuple[list[tuple[int, ...]], int]:
         page = PageConfig(num_tokens=num_tokens, page_size=page_size)
+        params = [SamplingParams(temperature=0.8, seed=n, max_tokens=110, ignore_eos=True) for n in range(len(PROMPTS))]
         with executor(dtype="float32", deterministic=True, page=page) as engine:
-            found = [result.token_ids for result in engine.generate(PROMPTS, PARAMS)]
+            found = [result.token_ids for result in engine.generate(PROMPTS, params)]
             return found, engine.pipeline.statistics().preemptions
 
     (calm, none), (crowded, some) = under(4096), under(256)

@@ -136,7 +136,7 @@ class TokenBatcher:
         batch = self.table.gather(chosen, lengths)
         if self._launched:
             places = [(at, s.place) for at, s in zip(batch.query_start.tolist(), chosen, strict=False) if s.pending]
-            batch.carried = np.array(places, dtype=np.int64).T if places else None
+            batch.carried = np.ascontiguousarray(np.array(places, dtype=np.int64).T) if places else None
         batch.copies, self._copies = self._copies, []
         if self.cache.host is not None:
             batch.offloads, batch.restores = self.cache.host.take_moves()

@@ -488,6 +488,7 @@ def load_draft_engine(config: PipelineConfig, speculation: SpeculationConfig) ->
             model=folder,
             page=speculation.draft_pages,
             quantization=None,
+            graphs=False,
             distributed=DistributedConfig(),
         )
         return DistributedInferenceEngine.load(replace(engine, max_model_len=None))

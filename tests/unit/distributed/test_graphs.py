@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock_core.attention import AttentionBatch
+from penstock_core.attention import AttentionBatch, LayerPages, varlen
+from penstock_core.attention.cuda import CUDAPagedAttention
 from penstock_core.cache import PageConfig, PageShape, allocate_pages
 from penstock_core.distributed import graphs
 from penstock_core.distributed.graphs import DecodeGraphs, ladder
+from penstock_core.models import DecoderModel, load_model, loading
 from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
 from penstock_core.protocol.errors import InvalidConfiguration
 from penstock_core.protocol.requests import SamplingParams
+from tests.unit.attention.test_varlen import flash_2
 from tests.unit.batching.support import Bench
 
 BUNDLED = Path(__file__).parents[3] / "worker/penstock_worker/bundled/penstock-story"
@@ -162,21 +165,18 @@ def executor(with_graphs: bool, **options: Any) -> tuple[InferencePipelineExecut
     )
     engine, repeater = made.pipeline.engine, Repeater()
     if with_graphs:
-        model = engine.model
-        shape = PageShape(
-            model.num_local_layers, 8, model.num_local_kv_heads, model.config.head_dim, engine.layers[0].k.dtype
-        )
-        layers = engine.layers = allocate_pages(shape, engine.num_pages + 1, CPU)
-        engine._graphs = DecodeGraphs(
-            lambda batch: model.forward(batch, layers),
-            max_rows=6,
-            max_len=engine.max_model_len,
-            page_size=8,
-            scratch_page=engine.num_pages,
-            device=CPU,
-            recorder=repeater,
-        )
+        engine.layers = pages_of(engine.model, 8, engine.num_pages + 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("penstock_core.distributed.engine.CUDARecorder", lambda device: repeater)
+            patch.setattr(engine.model, "capturable", lambda layers: True)
+            engine._graphs = engine._capture(6)
     return made, repeater
+
+
+def pages_of(model: DecoderModel, page_size: int, count: int, dtype: torch.dtype | None = None) -> list[LayerPages]:
+    config = model.config
+    shape = PageShape(config.num_layers, page_size, config.num_kv_heads, config.head_dim, dtype or model.dtype)
+    return allocate_pages(shape, count, CPU)
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapped"])
@@ -193,6 +193,41 @@ def test_a_model_gives_the_same_tokens_recorded_as_not(overlap: bool) -> None:
     assert set(repeater.replayed) >= {1, 2, 8}, "batches shrink down the ladder"
     fast.pipeline.close()
     plain.pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("page_size", "stored", "expected"),
+    [
+        (256, torch.bfloat16, True),
+        (16, torch.bfloat16, False),
+        (256, torch.int8, False),
+        (256, torch.float8_e4m3fn, False),
+    ],
+)
+def test_steps_are_captured_where_a_kernel_reads_pages_in_place(
+    monkeypatch: pytest.MonkeyPatch, page_size: int, stored: torch.dtype, expected: bool
+) -> None:
+    varlen.convention_for.cache_clear()
+    monkeypatch.setattr(varlen, "kernel", lambda: flash_2)
+    monkeypatch.setattr(loading, "attention_for", lambda device, deterministic: CUDAPagedAttention(deterministic))
+    model = load_model(BUNDLED, dtype="bfloat16")
+    assert model.capturable(pages_of(model, page_size, 3, stored)) is expected
+    varlen.convention_for.cache_clear()
+
+
+def test_a_capture_that_fails_leaves_an_engine_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Repeater):
+        def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    made, _ = executor(False)
+    engine = made.pipeline.engine
+    monkeypatch.setattr("penstock_core.distributed.engine.CUDARecorder", lambda device: Refusing())
+    monkeypatch.setattr(engine.model, "capturable", lambda layers: True)
+    engine.layers = pages_of(engine.model, 8, engine.num_pages + 1)
+    assert engine._capture(6) is None
+    (result,) = made.generate("The fox", SamplingParams(max_tokens=3, ignore_eos=True))
+    assert len(result.token_ids) == 3
 
 
 def test_graphs_that_cannot_be_are_refused_by_name() -> None:
