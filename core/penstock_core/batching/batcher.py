@@ -166,10 +166,11 @@ class TokenBatcher:
         columns: list[int] = []
         written: list[int] = []
         place = 0
-        self._launched -= batch.launched
+        launched = batch.launched
+        self._launched -= launched
         for sequence, query_len, num_samples in zip(batch.sequences, batch.query_lens, batch.num_samples, strict=True):
             sequence.in_flight -= 1
-            if batch.launched:
+            if launched:
                 sequence.pending -= num_samples
             else:
                 sequence.num_computed += query_len
@@ -391,11 +392,13 @@ class TokenBatcher:
         chosen.append(sequence)
         lengths.append(query_len)
         sequence.in_flight += 1
-        known = sequence.num_tokens - sequence.pending
-        full = min(sequence.num_computed + query_len, known) // self.cache.page_size
-        if full > sequence.num_indexed and self.cache.prefix:
+        page_size = self.cache.page_size
+        reach = sequence.num_computed + query_len
+        if reach // page_size > sequence.num_indexed and self.cache.prefix:
+            known = sequence.num_tokens - sequence.pending
+            full = min(reach, known) // page_size
             tokens = self.table.token_ids[sequence.row, :known]
-            extend_digests(sequence.digests, sequence.root, tokens, self.cache.page_size)
+            extend_digests(sequence.digests, sequence.root, tokens, page_size)
             for index in range(sequence.num_indexed, full):
                 page = sequence.pages[index]
                 self.cache.index(page, sequence.digests[index], sequence.root)

@@ -152,4 +152,4 @@ def test_the_workers_flags_reach_the_engine() -> None:
     engine = pipeline_config(settings, Checkpoint(BUNDLED, "story")).engine()
     assert engine.distributed == DistributedConfig(tensor_parallel=2, pipeline_parallel=3)
     assert engine.distributed.num_ranks == settings.group_size == 6
-    assert (engine.page.memory_fraction, engine.page.num_pages) == (0.3, 7)
+    assert (engine.page.memory_fraction, engine.page.sized(16).num_pages) == (0.3, 7)
