@@ -12,6 +12,7 @@ import time
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -110,10 +111,22 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL, as a machine that loses power (the kernel keeps what was written)."""
+        """SIGKILL, once the kernel has what was answered: with `everysec`, Redis itself keeps it for up to two seconds
+        while the disk is busy."""
         if self._process is not None:
+            self._settle()
             self._process.kill()
             self._process.wait()
+
+    def _settle(self) -> None:
+        """Wait, within bounds, until the kernel has it all. A frozen or gone server is left as it is."""
+        deadline = time.monotonic() + 5.0
+        with self.client(socket_timeout=1.0) as client, contextlib.suppress(redis.RedisError):
+            while time.monotonic() < deadline:
+                state: Any = client.info("persistence")
+                if not state.get("aof_buffer_length"):
+                    return
+                time.sleep(0.02)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
