@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import redis.asyncio
 from redis import exceptions
-from redis._parsers.base import BaseParser
 
 from penstock_core.protocol.script import Call, run_async, run_many_async
 
 try:
     import hiredis
-except ImportError:  # an interpreter it has no wheel for
+    from redis._parsers.base import BaseParser  # private: what kind of error an error reply is
+except ImportError:  # an interpreter without a wheel, or another redis-py
     hiredis = None  # type: ignore[assignment]
 
 T = TypeVar("T")
