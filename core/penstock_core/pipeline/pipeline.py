@@ -10,23 +10,25 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from penstock_core.batching import SequenceState, TokenBatch, TokenBatcher
+from penstock_core.batching import TokenBatch, TokenBatcher
 from penstock_core.cache import PagedAttentionKVCache
-from penstock_core.distributed import DistributedConfig, DistributedInferenceEngine
+from penstock_core.distributed import DistributedInferenceEngine
 from penstock_core.models import find_checkpoint
 from penstock_core.models.tokenizer import Tokenizer
 from penstock_core.pipeline.config import PipelineConfig
 from penstock_core.pipeline.door import RequestDoor
+from penstock_core.pipeline.drafting import load_draft_engine
 from penstock_core.pipeline.intake import Intake
+from penstock_core.pipeline.open_requests import OpenRequests
 from penstock_core.pipeline.progress import RequestProgress
-from penstock_core.pipeline.requests import Capacity, EngineRequest, RequestOutput
+from penstock_core.pipeline.requests import Capacity, EngineRequest, FinishedRequest, RequestOutput
 from penstock_core.pipeline.returns import ReturningTokens, TokenReturns
 from penstock_core.pipeline.statistics import Meter, PipelineStatistics
-from penstock_core.protocol.errors import EngineFailed, InvalidConfiguration, InvalidRequest
+from penstock_core.protocol.errors import EngineFailed, InvalidRequest
 from penstock_core.protocol.jobs import FinishReason
 from penstock_core.protocol.requests import MAX_SEED, GenerationRequest
 from penstock_core.sampling import (
@@ -37,7 +39,7 @@ from penstock_core.sampling import (
     SamplingTable,
     prompt_logprobs,
 )
-from penstock_core.speculative import DraftModelProposer, SpeculationConfig, SpeculativeDecoder, beside
+from penstock_core.speculative import DraftModelProposer, SpeculativeDecoder
 
 _logger = logging.getLogger(__name__)
 
@@ -112,11 +114,8 @@ class UnifiedInferencePipeline:
         if config.overlaps(self.engine.device.type):
             self._returns = TokenReturns(self.engine.device, config.max_num_sequences)
         self._launched: _Launched | None = None
-        self._requests: dict[str, RequestProgress] = {}
-        self._changed: dict[str, RequestProgress] = {}  # have something to deliver
+        self._requests = OpenRequests(self.batcher)
         self._arrivals = 0
-        self._open_sequences = 0
-        self._reserved_tokens = 0
         self._seeds = random.Random(config.seed)
         self._meter = Meter()
 
@@ -141,29 +140,20 @@ class UnifiedInferencePipeline:
         self._door.validate(request)
         progress = self._intake.open(request, self._seeds.randrange(MAX_SEED), self.clock(), self._arrivals)
         self._arrivals += len(progress.choices)
-        self._requests[request.request_id] = progress
-        self._open_sequences += progress.open_choices
-        self._reserved_tokens += progress.reserved_tokens
-        for choice in progress.choices:
-            if choice.finish_reason is None:
-                self.batcher.add(choice.sequence)
-            elif not choice.ended:
-                self._changed[request.request_id] = progress
-        if not progress.open_choices:
-            self._changed[request.request_id] = progress
+        self._requests.add(progress)
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
         """End a request; the next step delivers its result as far as it got. Unknown ids are ignored."""
         progress = self._requests.get(request_id)
         if progress is not None:
-            self._end_request(progress, reason)
+            self._requests.end(progress, reason)
 
     def capacity(self) -> Capacity:
         """Room for more requests: each is counted with its longest output, and a page that several share once."""
         total = self.engine.num_pages * self.engine.page_size
-        taken = self._reserved_tokens - self.cache.num_saved * self.engine.page_size
+        taken = self._requests.reserved_tokens - self.cache.num_saved * self.engine.page_size
         return Capacity(
-            free_sequences=max(0, self.config.max_num_sequences - self._open_sequences),
+            free_sequences=max(0, self.config.max_num_sequences - self._requests.sequences),
             free_tokens=min(total, max(0, total - taken)),
             total_tokens=total,
         )
@@ -182,10 +172,7 @@ class UnifiedInferencePipeline:
 
     def close(self) -> None:
         """End every request without a result, give all pages back, and end the engine's other ranks."""
-        for progress in list(self._requests.values()):
-            self._end_request(progress, FinishReason.CANCELLED)
-        self._requests.clear()
-        self._changed.clear()
+        self._requests.discard()
         if self._launched is not None:
             self.batcher.fail(self._launched.batch)
             self._launched = None
@@ -199,7 +186,7 @@ class UnifiedInferencePipeline:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to compute or to deliver."""
-        return bool(self._changed) or self.batcher.has_work or self._launched is not None
+        return self._requests.has_news or self.batcher.has_work or self._launched is not None
 
     def step(self) -> list[RequestOutput]:
         """Compute one step; at most one output per request.
@@ -215,7 +202,7 @@ class UnifiedInferencePipeline:
         if self.batcher.holds_nothing and self.cache.num_available != self.cache.num_pages:
             self.cache.check(idle=True)  # raises: a page that leaked would never come back
         for sequence in self.batcher.expire(started):
-            self._end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
+            self._requests.end_choice(self._requests[sequence.request_id], sequence.index, FinishReason.EXPIRED)
         if self._speculator is not None and self._speculator.due():
             self._propose_drafts(self._speculator)
         batch = self.batcher.schedule()
@@ -223,7 +210,7 @@ class UnifiedInferencePipeline:
             if self._launched is not None:
                 self._settle()
                 return self._deliver(self.clock())
-            if self.batcher.has_work and not self._changed:
+            if self.batcher.has_work and not self._requests.has_news:
                 raise RuntimeError("the batcher has sequences, but schedules none of them")
             return self._deliver(started)
         ahead, earlier = self._launched, None
@@ -309,10 +296,10 @@ class UnifiedInferencePipeline:
                 self._table.add(sequence.row, params, progress.seed, sequence.index, prompt, sequence.output_ids)
             except InvalidRequest as error:  # a resumed output that does not follow its grammar
                 progress.error = str(error)
-                self._end_request(progress, FinishReason.ERROR)
+                self._requests.end(progress, FinishReason.ERROR)
                 continue
             if self._table.complete(sequence.row):  # resumed where its grammar was satisfied already
-                self._end_choice(progress, sequence.index, FinishReason.STOP)
+                self._requests.end_choice(progress, sequence.index, FinishReason.STOP)
 
     def _collect_prompt_logprobs(self, batch: TokenBatch) -> None:
         """Record the prompt tokens that this step's rows predict, for the sequences that want them."""
@@ -371,13 +358,13 @@ class UnifiedInferencePipeline:
                     self.batcher.finish(sequence, choice.finish_reason)
                 if choice.finish_reason is FinishReason.ERROR:
                     progress.error = "no token can be chosen: the options leave none, or the logits are not finite"
-                self._close_choice(progress)
+                self._requests.close_choice(progress)
             elif progress.params.response_format is None and sequence.is_running:
                 rows += [sequence.row] * count
                 written += tokens
             if progress.first_token_s is None:
                 progress.first_token_s = now_s
-            self._changed[sequence.request_id] = progress
+            self._requests.changed(progress)
         self._table.append(rows, written)
 
     def _follow_grammar(self, row: int, tokens: list[int]) -> int:
@@ -390,21 +377,16 @@ class UnifiedInferencePipeline:
 
     def _deliver(self, now_s: float) -> list[RequestOutput]:
         """What is new since the last step."""
-        outputs = []
-        for request_id, progress in self._changed.items():
-            chunks = progress.take_chunks()
-            result = None
-            if not progress.open_choices:
-                sequences = [choice.sequence for choice in progress.choices]
-                speculator = self._speculator
-                result = progress.finish(now_s, None if speculator is None else speculator.report(sequences))
-                del self._requests[request_id]
-                self._reserved_tokens -= progress.reserved_tokens
-                self._meter.add_result(result)
-            if chunks or result is not None:
-                outputs.append(RequestOutput(request_id, chunks, result))
-        self._changed.clear()
-        return outputs
+
+        def finish(progress: RequestProgress) -> FinishedRequest:
+            speculation = None
+            if self._speculator is not None:
+                speculation = self._speculator.report([choice.sequence for choice in progress.choices])
+            result = progress.finish(now_s, speculation)
+            self._meter.add_result(result)
+            return result
+
+        return self._requests.deliver(finish)
 
     def _count_step(self, batch: TokenBatch, step_s: float) -> None:
         meter, config = self._meter, self.batcher.config
@@ -419,35 +401,13 @@ class UnifiedInferencePipeline:
         if self.batcher.budget is not None:
             self.batcher.budget.observe(batch.num_tokens, step_s)
 
-    # --- endings ----------------------------------------------------------------------------------------------------
-
     def _fail(self, batch: TokenBatch, error: BaseException) -> None:
         """End the requests of a step that could not be computed."""
         _logger.error("a step of %d sequences failed", len(batch.sequences), exc_info=error)
         for sequence in self.batcher.fail(batch):
             progress = self._requests[sequence.request_id]
             progress.error = f"{type(error).__name__}: {error}"
-            self._end_request(progress, FinishReason.ERROR)
-
-    def _end_request(self, progress: RequestProgress, reason: FinishReason) -> None:
-        for choice in progress.choices:
-            if choice.finish_reason is None:
-                self._end_choice(progress, choice.sequence.index, reason)
-        self._changed[progress.request.request_id] = progress
-
-    def _end_choice(self, progress: RequestProgress, index: int, reason: FinishReason) -> None:
-        """End a choice from outside; its sequence too, unless the batcher did that already."""
-        choice = progress.choices[index]
-        sequence: SequenceState = choice.sequence
-        if sequence.finish_reason is None:
-            self.batcher.finish(sequence, reason)
-        choice.end(reason)
-        self._close_choice(progress)
-        self._changed[progress.request.request_id] = progress
-
-    def _close_choice(self, progress: RequestProgress) -> None:
-        progress.open_choices -= 1
-        self._open_sequences -= 1
+            self._requests.end(progress, FinishReason.ERROR)
 
     def _admissible_tokens(self) -> int:
         """Prompt tokens that waiting sequences are likely to bring into the next step."""
@@ -471,31 +431,3 @@ def _eos_token_ids(engine: DistributedInferenceEngine, tokenizer: Tokenizer) -> 
     if engine.config.eos_token_ids:
         return sorted(engine.config.eos_token_ids)
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
-def load_draft_engine(config: PipelineConfig, speculation: SpeculationConfig) -> DistributedInferenceEngine | None:
-    """The engine of the draft model, if one is wanted and there is one.
-
-    Raises:
-        InvalidConfiguration: the `draft` proposer was asked for, and there is no draft model.
-    """
-    if not speculation.may_use_draft_model:
-        return None
-    folder = speculation.draft_model or beside(find_checkpoint(config.model))
-    if folder is not None:
-        engine = replace(
-            config.engine(),
-            model=folder,
-            page=speculation.draft_pages,
-            quantization=None,
-            graphs=False,
-            distributed=DistributedConfig(),
-        )
-        return DistributedInferenceEngine.load(replace(engine, max_model_len=None))
-    if speculation.proposer == "draft":
-        raise InvalidConfiguration(
-            "speculation.draft_model",
-            "is not set, and no folder beside the model's is named like it with -draft added; set it, or choose the "
-            "ngram, suffix or auto proposer",
-        )
-    return None
