@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from penstock.cli.session import Address
 from penstock.gateway.openai.generation import Generation, item
 from penstock.gateway.openai.lines import ENDPOINTS, Line, answered, refused
 from penstock.submission import KNOWN_OPTIONS, prepare
-from penstock_core.protocol.errors import InvalidRequest, JobError, QueueFull
+from penstock_core.protocol.errors import InvalidRequest, JobError, PenstockError, QueueFull
 
 _STEP = 64
 _RUN_NAME = re.compile(r"[0-9a-f]{32}")
@@ -173,7 +173,7 @@ def run_batch(
 
         try:
             with output.open("ab") as file, _named_run(output) as name:
-                runner = _Runner(summary, file, name, priority, tenant, window, report)
+                runner = Runner(summary, file, name, priority, tenant, window, report)
                 asyncio.run(runner.run(address, left))
         except OSError as error:
             if error.filename not in (str(output), f"{output}.run"):
@@ -194,7 +194,9 @@ def run_batch(
     return ExitCode.JOB_FAILED if summary.failed else ExitCode.OK
 
 
-class _Runner:
+class Runner:
+    """Keeps a window of jobs in the queue and writes their answers; cancels them when it is interrupted."""
+
     def __init__(
         self, summary: Summary, file: BinaryIO, name: str, priority: int, tenant: str, window: int, report: Any
     ) -> None:
@@ -206,7 +208,7 @@ class _Runner:
         self._window = window
         self._report = report
         self._open: deque[tuple[asyncio.Task[tuple[bytes, bool, int]], AsyncJobHandle | None]] = deque()
-        self._ahead: list[AsyncJobHandle] = []  # stored behind a line that the queue refused; found again by their keys
+        self._ahead: list[AsyncJobHandle] = []  # stored, but not in hand: behind a refused line, or interrupted
 
     async def run(self, address: Address, requests: list[Request]) -> None:
         """Answer the requests in order."""
@@ -256,8 +258,7 @@ class _Runner:
                 prepared.append(work)
             except InvalidRequest as error:
                 prepared.append(error)
-        outcomes = iter(await client.submit_many(items) if items else [])
-        self._ahead = []
+        outcomes = iter(await self._store(client, items) if items else [])
         for taken, (request, work) in enumerate(zip(requests, prepared, strict=True)):
             if isinstance(work, InvalidRequest):
                 self._open.append((asyncio.ensure_future(_given(_refusal(request, work))), None))
@@ -268,6 +269,18 @@ class _Runner:
                 return taken, min(5.0, max(0.2, handle.retry_after_s))
             self._open.append((asyncio.ensure_future(_answer(request, work, handle)), handle))
         return len(requests), 0.0
+
+    async def _store(self, client: AsyncClient, items: list[dict[str, Any]]) -> list[AsyncJobHandle | QueueFull]:
+        """Submit these. An interruption waits for the reply: what has been stored by then is to be cancelled."""
+        storing = asyncio.ensure_future(client.submit_many(items))
+        try:
+            outcomes = await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            with suppress(PenstockError):
+                self._ahead += [outcome for outcome in await storing if isinstance(outcome, AsyncJobHandle)]
+            raise
+        self._ahead = []
+        return outcomes
 
     def _prepare(self, request: Request) -> tuple[Any, dict[str, Any]]:
         content = json.dumps([request.custom_id, request.endpoint, request.given], sort_keys=True).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ import pytest
 import redis
 from typer.testing import CliRunner, Result
 
-from penstock import Client
+from penstock import AsyncClient, Client
 from penstock.cli.app import app
+from penstock.cli.batch_run import Request, Runner, Summary
+from penstock.cli.session import Address
+from penstock_core.protocol.jobs import JobState
 from penstock_core.protocol.keys import QueueKeys
 from tests.integration.producer.scripted import BusyWorker
 from tests.worker_process import hear_interrupts, until
@@ -127,6 +131,34 @@ def test_interruption_cancels_what_is_in_the_queue(redis_url: str, queue: str, t
         assert "0 of 30 are answered" in said
         assert "the same command goes on there" in said
         assert client.queue_snapshot().waiting == 0
+
+
+async def test_interruption_cancels_what_the_queue_has_and_the_command_has_not_heard_of(
+    redis_url: str, queue: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stored, heard = asyncio.Event(), asyncio.Event()
+    submit_many = AsyncClient.submit_many
+
+    async def reply_late(self: AsyncClient, items: Any) -> Any:
+        outcomes = await submit_many(self, items)
+        stored.set()
+        await heard.wait()
+        return outcomes
+
+    monkeypatch.setattr(AsyncClient, "submit_many", reply_late)
+    requests = [Request(f"{n}", {"prompt": f"{n}"}, None) for n in range(5)]
+    with (tmp_path / "out.jsonl").open("ab") as output:
+        runner = Runner(Summary(5, 0), output, "0" * 32, 1, "default", 10, lambda: None)
+        running = asyncio.ensure_future(runner.run(Address(redis_url, queue), requests))
+        await stored.wait()
+        running.cancel()
+        await asyncio.sleep(0)  # the interruption arrives before the reply
+        heard.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    async with AsyncClient(redis_url, queue=queue) as client:
+        assert (await client.queue_snapshot()).waiting == 0
+        assert {status.state for status in await client.jobs()} == {JobState.CANCELLED}
 
 
 def test_after_sigkill_no_line_is_run_twice_and_none_is_lost(
