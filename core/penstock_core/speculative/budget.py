@@ -12,6 +12,7 @@ from dataclasses import dataclass
 _SHARE = 0.01  # of all time, that may be lost to drafting
 _FIRST_STEPS = 6.0  # plain steps that may be lost before anything was saved up
 _MOST_STEPS = 24.0  # plain steps that may be saved up
+_DEEPEST_STEPS = 2.0 * _MOST_STEPS  # of debt
 _COLD_STEPS = 4  # of a try: they bring weights into the caches, and meet sizes of steps for the first time
 _TRY_STEPS, _LONGEST_TRY_STEPS = 20, 80
 _CLOSE = 1.1  # time over plain time up to which a try goes on, and may be repeated soon: it costs little
@@ -22,33 +23,31 @@ _LASTING_STEPS = 64  # that drafting went well, after which its failure is a new
 
 
 class LossBudget:
-    """Seconds that may be lost: a small share of all seconds spent; what drafting gains counts too, up to a limit.
+    """Time that may be lost: a small share of all that is spent; what drafting gains counts too, up to a limit.
+
+    It is counted in plain steps of the batch's size at the time: a loss in large batches, whose steps are long, is not
+    to keep small ones from what pays there. A debt has a limit as well, from which the first gain leads back.
 
     Attributes:
-        balance_s: what may be lost at the moment.
+        balance: plain steps that may be lost at the moment.
     """
 
     def __init__(self) -> None:
-        self.balance_s = 0.0
-        self._opened = False
-        self._limit_s = 0.0
+        self.balance = _FIRST_STEPS
 
     def earn(self, spent_s: float, saved_s: float, plain_step_s: float) -> None:
         """Count time that passed, and what drafting saved of it (or lost: below 0); a plain step takes that long."""
-        if not self._opened:
-            self._opened = True
-            self.balance_s = _FIRST_STEPS * plain_step_s
-        self._limit_s = _MOST_STEPS * plain_step_s
-        self.balance_s = min(self.balance_s + _SHARE * spent_s + saved_s, self._limit_s)
+        balance = self.balance + (_SHARE * spent_s + saved_s) / plain_step_s
+        self.balance = max(-_DEEPEST_STEPS, min(balance, _MOST_STEPS))
 
     @property
     def is_overdrawn(self) -> bool:
         """Whether far more was lost than ever may be: the machine is so busy that steps with drafts stall."""
-        return self.balance_s < -2.0 * self._limit_s
+        return self.balance <= -_DEEPEST_STEPS
 
     def affords(self, loss_s: float, plain_step_s: float) -> bool:
         """Whether such a loss can be borne, or all has been saved up that can be."""
-        return self.balance_s > min(loss_s, 0.9 * _MOST_STEPS * plain_step_s)
+        return self.balance > min(loss_s / plain_step_s, 0.9 * _MOST_STEPS)
 
 
 @dataclass(slots=True)
@@ -96,11 +95,11 @@ class Standing:
             self.tried += 1
             gains, close = self.plain_s > self.spent_s, self.spent_s < _CLOSE * self.plain_s
             hopeless = self.tried > _HOPELESS_STEPS and self.spent_s > _HOPELESS * self.plain_s
-            if self.tried <= _TRY_STEPS and budget.balance_s >= 0.0 and not hopeless:
+            if self.tried <= _TRY_STEPS and budget.balance >= 0.0 and not hopeless:
                 return
             if gains:
                 self.pays, self.tried, self.since = True, 0, step
-            elif not close or self.tried > _LONGEST_TRY_STEPS or budget.balance_s < 0.0:
+            elif not close or self.tried > _LONGEST_TRY_STEPS or budget.balance < 0.0:
                 self._leave(step, self.pause if close else 2 * self.pause)
         elif self.spent_s > self.plain_s or budget.is_overdrawn:
             self._leave(step, _PAUSE_STEPS if step - self.since > _LASTING_STEPS else 2 * self.pause)

@@ -172,3 +172,18 @@ def test_a_larger_batch_goes_on_as_long_as_it_gains() -> None:
             larger.record(1.0, 1.5, step, budget)
     assert not larger.pays
     assert standings.of(2).pays
+
+
+def test_what_stalled_steps_of_a_large_batch_lost_does_not_stop_a_small_one_that_gains() -> None:
+    standings, budget = Standings(), LossBudget()
+    budget.earn(1.0, 0.0, 1.0)
+    standings.of(1).allows(1, budget, 1.0)
+    tried(standings.of(1), budget, 1, 0.5)
+    assert standings.of(1).pays
+    for _ in range(20):
+        budget.earn(300.0, -290.0, 10.0)
+    assert budget.is_overdrawn
+    for step in range(40, 60):
+        budget.earn(0.5, 0.5, 1.0)
+        standings.of(1).record(1.0, 0.5, step, budget)
+    assert standings.of(1).pays
