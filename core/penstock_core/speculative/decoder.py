@@ -192,7 +192,7 @@ class SpeculativeDecoder:
     def _settle(self, step_tokens: int, drafts: int, took_s: float) -> None:
         """What a step for which drafts were asked for saved against plain ones, and what follows from that."""
         plain = self.costs.plain
-        one_s = plain.at(self._decoding) * self._slowness
+        one_s = plain.at(max(1, self._decoding)) * self._slowness
         base_s, drafting_s = took_s, self._spent_s
         if self._by_model:
             assert self._model is not None

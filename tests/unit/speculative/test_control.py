@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from penstock_core.speculative import SpeculationConfig, SpeculativeDecoder
 from penstock_core.speculative.budget import LossBudget, Standing, Standings
 from tests.unit.speculative.machine import Machine, Oracle, arithmetic_bound, copying, memory_bound, novel, small_model
 
@@ -187,3 +188,13 @@ def test_what_stalled_steps_of_a_large_batch_lost_does_not_stop_a_small_one_that
         budget.earn(0.5, 0.5, 1.0)
         standings.of(1).record(1.0, 0.5, step, budget)
     assert standings.of(1).pays
+
+
+def test_a_step_of_prompts_alone_is_accounted_for_at_a_fixed_depth_too() -> None:
+    speculator = SpeculativeDecoder(SpeculationConfig(proposer="ngram", fixed_depth=2))
+    for _ in range(64):
+        speculator.costs.plain.observe(1, 1e-3)
+    assert speculator.due()
+    speculator.propose([])
+    speculator.measure(64, 0.01)
+    assert speculator.statistics().drafted == 0
