@@ -21,7 +21,7 @@ from benchmarks.report import alternate, console, parser, publish, table
 PROPOSERS = (None, "draft", "ngram", "suffix", "auto")
 BATCHES = (1, 8, 32)
 KINDS = ("free", "copy")
-AT_LEAST = 8  # requests in a run; smaller batches come one after another
+AT_LEAST = 8  # requests in a run, and two batches of them; batches come one after another
 _TALE = (
     "The harbour master wrote down every ship, every cargo and every captain in a large blue book. In the evening he "
     "read the list aloud: a barge with barley, a schooner with salt, a ferry with nine passengers and a brown goat. "
@@ -33,7 +33,7 @@ def prompts(kind: str, batch: int, turn: int) -> list[str]:
 
     Other ones at every turn: the suffix proposer learns from what was generated, and must not meet the same again.
     """
-    names = [f"{turn}-{number}" for number in range(max(batch, AT_LEAST))]
+    names = [f"{turn}-{number}" for number in range(max(2 * batch, AT_LEAST))]
     if kind == "free":
         return [f"Once upon a time, in house {name} by the river, there was a" for name in names]
     return [f"Letter {name}. {_TALE}{_TALE}Letter {name}. The harbour master" for name in names]
