@@ -12,9 +12,11 @@ from penstock.flows import Watch, settle
 from penstock_core.protocol.errors import QueueFull
 from penstock_core.protocol.jobs import JobResult
 from penstock_core.protocol.keys import QueueKeys
+from penstock_core.protocol.records import quick
 from penstock_core.protocol.transitions import NewJob, SubmitOutcome
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """One job of this process.

@@ -14,6 +14,7 @@ from penstock_core.pipeline import EngineRequest
 from penstock_core.protocol.codec import decode_request
 from penstock_core.protocol.errors import InvalidRequest, UndecodableRecord
 from penstock_core.protocol.jobs import JobResult, JobState, Timings, Usage
+from penstock_core.protocol.records import quick
 from penstock_core.protocol.requests import MAX_SEED, GenerationRequest, SamplingParams
 from penstock_worker.engine import Engine
 from penstock_worker.held import HeldJob
@@ -24,6 +25,7 @@ INLINE_BYTES = 16_384
 """Requests up to this size are prepared on the event loop; tokenizing a longer one would hold up the heartbeat."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Run:
     """The job is to run: what the engine is asked."""

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 
 from penstock_core.protocol.events import TokenChunk
 from penstock_core.protocol.jobs import JobResult, JobState
+from penstock_core.protocol.records import quick
 from penstock_worker.held import HeldJob, HeldJobs
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Finish:
     """The job ended with a result: completed, or as far as it got when it was cancelled or expired."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock_core.protocol.jobs import Choice, FinishReason, Speculation, Timings, TokenLogprob, Usage
+from penstock_core.protocol.records import quick
 from penstock_core.protocol.requests import PRIORITY_DEFAULT, SamplingParams
 
 
@@ -22,6 +23,7 @@ class ResumedChoice:
     finish_reason: FinishReason | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One prompt to continue.
@@ -49,6 +51,7 @@ class EngineRequest:
     prompt_text: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ChoiceChunk:
     """New tokens of one choice: `protocol.events.TokenChunk` without the attempt."""
@@ -61,6 +64,7 @@ class ChoiceChunk:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """A request's whole outcome, resumed tokens included. `error` says why, where a finish reason is `error`."""
@@ -85,6 +89,7 @@ class FinishedRequest:
         return self.usage.completion_tokens / spent * 1e3 if spent else 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
     """What one step brought for one request; `result` with the last."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock_core.protocol.jobs import FinishReason, JobFailure, JobResult, JobState, TokenLogprob
+from penstock_core.protocol.records import quick
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
     """Consecutive tokens of one choice.
@@ -45,6 +47,7 @@ class TokenChunk:
         return self.offset + len(self.token_ids)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class JobEnded:
     """The terminal event: the state, and the result or the failure (an expired or cancelled job may have both)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from penstock_core.protocol.records import quick
+
 
 class JobState(StrEnum):
     """State of a job, as stored in its hash. Terminal states never change, except by `requeue` of a dead job."""
@@ -40,6 +42,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of a job. `cached_tokens` of the prompt came from the prefix cache."""
@@ -49,6 +52,7 @@ class Usage:
     cached_tokens: int = 0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Durations in milliseconds of the job's last attempt, and its counts over all attempts."""
@@ -80,6 +84,7 @@ class Speculation:
     saved_ms: float = 0.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One generated answer. `logprobs` has one record per token when asked for."""
@@ -91,6 +96,7 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability (natural, after temperature-free softmax of the raw logits) of a token, and of the top ones.
@@ -119,6 +125,7 @@ def _text_of(spelling: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelling)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """What a job left behind. A cancelled or expired job has the choices as far as they got.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from penstock_core.protocol.codec import MAX_REQUEST_BYTES, encode_metadata
 from penstock_core.protocol.errors import InvalidRequest
 from penstock_core.protocol.keys import QueueKeys
+from penstock_core.protocol.records import quick
 from penstock_core.protocol.script import Argument, Call, load_script
 from penstock_core.protocol.transitions.replies import CANCELLED, text, texts
 
@@ -21,6 +22,7 @@ MAX_ID_LENGTH = 128
 CancelOutcome = Literal["cancelled", "cancelling", "ended", "unknown"]
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """One job to submit.
@@ -40,6 +42,7 @@ class NewJob:
     affinity: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class SubmitOutcome:
     """What became of one job of a `submit`.
