@@ -64,7 +64,9 @@ class _Broker:
 def _scheme(url: str) -> str:
     scheme = url.partition("://")[0]
     if scheme not in _SCHEMES or "://" not in url:
-        raise InvalidConfiguration("redis", f"{masked(url)!r} begins with none of {', '.join(_SCHEMES)} and ://")
+        raise InvalidConfiguration(
+            "redis", f"{masked(url)!r} begins with none of {', '.join(_SCHEMES)} and ://; write redis://host:port"
+        )
     return scheme
 
 
@@ -196,7 +198,9 @@ def broker_errors(url: str) -> Iterator[None]:
 
 
 _PASSING = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY")
-_REFUSED = ("WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "invalid username-password", "AUTH ")
+_REFUSED = (
+    "WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "invalid username-password", "AUTH ", "DB index is out of range",
+)  # fmt: skip
 
 
 # redis-py cuts the code off the replies it has a class for.
@@ -207,18 +211,24 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.BusyLoadingError, "LOADING"),
 )
 
+# Redis 6 wraps what a command inside a script was refused with; later servers hand it on as it is.
+_IN_SCRIPT = re.compile(r"^(ERR )?Error running script.*?@user_script: \d+: -?")
+_FORBIDDEN_IN_SCRIPT = ("The user executing the script can't run", "ACL failure in script")  # up to 7.0; from 7.2
+
 
 def _reply(error: Exception) -> str:
     """The error in the server's words, code first."""
     reason = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+    reason = _IN_SCRIPT.sub("", reason)
     code = next((code for kind, code in _CODES if isinstance(error, kind)), "")
+    if any(words in reason for words in _FORBIDDEN_IN_SCRIPT):
+        code = "NOPERM"
     return reason if code in reason else f"{code} {reason}"
 
 
 def _is_unavailable(error: Exception) -> bool:
     if isinstance(error, redis.exceptions.ResponseError):
-        reply = _reply(error)
-        return reply.startswith(_PASSING + _REFUSED) or "OOM command not allowed" in reply
+        return _reply(error).startswith(_PASSING + _REFUSED)
     return isinstance(
         error,
         redis.exceptions.ConnectionError
@@ -244,8 +254,11 @@ def _remedy(error: Exception, reason: str) -> str:
         ("WRONGPASS", "check user and password in the URL"),
         ("NOAUTH", "put the password in the URL: redis://:password@host"),
         ("invalid username-password", "check user and password in the URL"),
+        ("without any password", "leave the password out of the URL, or give the server one"),
+        ("DB index", "the URL ends with a number of a database that this server has, such as /0"),
         ("OOM", "raise maxmemory, or add workers so that the queue drains"),
         ("MISCONF", "Redis cannot write its disk; look into its log"),
+        ("NOREPLICAS", "it takes no writes until enough replicas follow it (min-replicas-to-write)"),
         ("READONLY", "this is a replica; point the URL at the primary, or use redis+sentinel://"),
         ("LOADING", "it is loading its data; try again shortly"),
         ("SSL", "check the certificate options, or use redis:// for a server without TLS"),

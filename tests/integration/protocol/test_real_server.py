@@ -159,3 +159,30 @@ def test_everything_a_finished_job_leaves_is_gone_after_its_time(redis_client, r
     until(lambda: not redis_client.exists(*left), "its keys to be gone")
     assert driver.run(t.read_job(keys, job_id)) is None
     driver.submit(job_id, idempotency_key="k")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_refusal_inside_a_script_is_known_for_what_it_is(start_redis, keys: QueueKeys, version: str) -> None:
+    """Redis 6 wraps it in words of its own: after a failover, workers took a demoted primary for a bug of theirs."""
+    server: RedisServer = start_redis(version)
+
+    def submit(driver: QueueDriver, url: str) -> None:
+        with broker_errors(url):
+            driver.submit_all([driver.new_job()])
+
+    def refused_with(remedy: str, user: str = "") -> None:
+        url = server.url.replace("//", f"//{user}")
+        with connect(url) as client, pytest.raises(BrokerUnavailable, match=remedy):
+            submit(QueueDriver(client, keys), url)
+
+    with server.client() as operator:
+        operator.config_set("min-replicas-to-write", 1)
+        refused_with("NOREPLICAS.*until enough replicas")
+        operator.config_set("min-replicas-to-write", 0)
+        operator.config_set("maxmemory", 1)
+        refused_with("raise maxmemory")
+        operator.config_set("maxmemory", 0)
+        operator.execute_command("ACL", "SETUSER", "bob", "on", ">pw", "~*", "&*", "+@all", "-hset")
+        refused_with("allow the ACL user", "bob:pw@")
+        operator.replicaof("127.0.0.1", server.port + 1)
+        refused_with("point the URL at the primary")
