@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 _NAMES = ("portable", "avx2", "avx512")
 INT8 = 3
 _STORED = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: INT8}
-MAX_HEAD_DIM = 512  # as in attention.c
+MAX_HEAD_DIM = 512  # as in attention_tiles.h
 
 _pointer, _i64, _i32, _f32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
 class AttentionCall(ctypes.Structure):
-    """As in attention.c."""
+    """As in attention_tiles.h."""
 
     _fields_ = (
         *((name, _pointer) for name in ("q", "out", "k", "v", "k_scale", "v_scale")),

@@ -48,10 +48,19 @@ def way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 class Scene:
-    """Sequences with (context before, new tokens), scattered over shuffled pages."""
+    """Sequences with (context before, new tokens), scattered over shuffled pages.
+
+    They begin with the same `shared` tokens (whole pages of them), as far as their context goes.
+    """
 
     def __init__(
-        self, shapes: list[tuple[int, int]], heads: int, kv_heads: int, dim: int, quantized: bool = False
+        self,
+        shapes: list[tuple[int, int]],
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        shared: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(len(shapes) + heads)
         lengths = [before + new for before, new in shapes]
@@ -61,8 +70,14 @@ class Scene:
         needed = [-(-length // PAGE) for length in lengths]
         order = torch.randperm(sum(needed) + 3, generator=generator).tolist()
         self.tables = [[order.pop() for _ in range(count)] for count in needed]
+        longest = max(range(len(shapes)), key=lambda n: shapes[n][0])
+        for n, (before, _) in enumerate(shapes):
+            common = min(shared, before) // PAGE
+            self.tables[n][:common] = self.tables[longest][:common]
+            self.k[n][: common * PAGE] = self.k[longest][: common * PAGE]
+            self.v[n][: common * PAGE] = self.v[longest][: common * PAGE]
         shape = (sum(needed) + 3, PAGE, kv_heads, dim)
-        dtype = torch.int8 if quantized else torch.float32
+        quantized = dtype is torch.int8
         self.pages = LayerPages(
             torch.zeros(shape, dtype=dtype),
             torch.zeros(shape, dtype=dtype),
@@ -143,6 +158,39 @@ def test_deterministic_bits_depend_on_neither_batch_nor_chunking(spec: Attention
             assert torch.equal(out[0], together[n][token])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("window", [None, 90])
+def test_sequences_that_begin_with_the_same_pages_get_the_bits_of_each_by_itself(
+    dtype: torch.dtype, window: int | None
+) -> None:
+    """Read once for several of them, the pages give what they give to one."""
+    shapes = [
+        (190, 1),
+        (161, 5),
+        (144, 1),
+        (150, 1),
+        (10, 1),
+        (128, 1),
+        (127, 2),
+        (189, 24),
+        (0, 7),
+        (200, 1),
+        (140, 1),
+    ]
+    shapes += [(130 + 7 * n % 60, 1 + n % 3) for n in range(12)]
+    spec = AttentionSpec(0.25, window)
+    attention = attention_for("cpu", deterministic=True)
+    scene = Scene(shapes, 6, 2, 16, dtype, shared=140)
+    together = scene.run(attention, spec, list(range(len(shapes))))
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2}.get(dtype, 5e-2)
+    for n, out in enumerate(together):
+        expected = reference(scene.q[n], scene.k[n], scene.v[n], spec)
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+        assert torch.equal(
+            attention.attend(scene.q[n], scene.pages, attention.plan(scene.batch([n], "new")), spec), out
+        )
+
+
 def test_a_long_prompt_has_the_bits_of_its_tokens_alone_by_the_kernel_only() -> None:
     """What the setting is for where there is no kernel: a long chunk is one large product, in another order."""
     spec = AttentionSpec(0.25)
@@ -171,7 +219,7 @@ def test_stale_numbers_in_unused_slots_change_nothing() -> None:
 
 def test_int8_pages_stay_within_the_quantisation_error() -> None:
     mix = MIXES["chunks, drafts and decodes"]
-    scene = Scene(mix, 6, 2, 32, quantized=True)
+    scene = Scene(mix, 6, 2, 32, torch.int8)
     spec = AttentionSpec(32**-0.5)
     for n, out in enumerate(scene.run(attention_for("cpu"), spec, list(range(len(mix))))):
         expected = reference(scene.q[n], scene.k[n], scene.v[n], spec)
@@ -179,8 +227,7 @@ def test_int8_pages_stay_within_the_quantisation_error() -> None:
 
 
 def test_half_precision_pages_serve_float32_queries() -> None:
-    scene = Scene([(9, 1), (0, 6)], 4, 2, 16)
-    scene.pages = LayerPages(scene.pages.k.half(), scene.pages.v.half())
+    scene = Scene([(9, 1), (0, 6)], 4, 2, 16, torch.float16)
     for n, out in enumerate(scene.run(attention_for("cpu"), AttentionSpec(0.25), [0, 1])):
         expected = reference(scene.q[n], scene.k[n], scene.v[n], AttentionSpec(0.25))
         torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)

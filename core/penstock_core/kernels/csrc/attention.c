@@ -1,196 +1,36 @@
-/* Attention over pages, of prompts as of decodes: blocks of keys against tiles of query rows kept in registers.
+/* Attention over pages, of prompts as of decodes: blocks of keys against tiles of query rows (attention_tiles.h).
  *
- * One task is some query rows (tokens x heads that share a KV head) of one sequence. It takes keys in blocks whose places
- * are fixed, packs each with its numbers side by side by key, so that a tile's scores are sums of outer products, and
- * keeps the running maximum and sum of FlashAttention (Dao et al., 2022). The order of every sum depends on a token's own
- * position alone, so neither the batch nor the chunking can change a bit.
+ * One task is some query rows (tokens x heads that share a KV head) of one sequence, or of neighbours that begin with
+ * the same pages, which are then read once for all of them. It takes keys in blocks whose places are fixed, asks for
+ * the next while it computes one, and keeps the running maximum and sum of FlashAttention (Dao et al., 2022). The order
+ * of every sum depends on a token's own position alone, so neither the batch nor the chunking can change a bit.
  */
-#include "simd.h"
+#include <omp.h>
+#include "attention_tiles.h"
 
-#define MAX_DIM 512
-#define KEYS 64 /* of one block; a block begins at a multiple of it */
-#if VL == 16
-#define TALL 12 /* rows of a tile, by two vectors: 24 sums in 32 registers */
-#elif VL == 8
-#define TALL 6 /* 12 in 16 */
-#else
-#define TALL 2
-#endif
-#define MOST_ROWS 96       /* of one task; TALL divides it */
-#define ROW_FLOATS 12288   /* rows of one task x dim, at most: they stay in the second cache beside a block */
+#define MOST_ROWS 96     /* of one task; TALL divides it */
+#define ROW_FLOATS 12288 /* rows of one task x dim, at most: they stay in the second cache beside a block */
 #define SERIAL_ATTENTION 500000 /* multiplications below which a second thread saves less than it may keep us waiting */
-#define FOR_ROWS _Pragma("GCC unroll 12") for (int r = 0; r < rows; r++)
-#define FOR_VECTORS _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
 
-typedef struct {
-    const float *q;                 /* [tokens][q_stride], of which heads * dim are read */
-    float *out;                     /* [tokens][heads][dim] */
-    const void *k, *v;              /* [pages][page_size][kv_heads][dim] */
-    const float *k_scale, *v_scale; /* [pages][page_size][kv_heads] where k and v are int8 */
-    const int32_t *block_table;     /* [sequences][table_stride] */
-    const int32_t *query_start;     /* [sequences + 1] */
-    const int32_t *seq_lens;        /* [sequences] */
-    int64_t q_stride, table_stride;
-    int32_t sequences, heads, kv_heads, dim, page_size, window, kv_type, threads;
-    float scale, softcap; /* window and softcap: 0 for none */
-} AttentionCall;
+typedef struct { /* query rows [from, to) of sequences [first, last), whose first `shared` keys are the same */
+    int64_t first, last, shared, from, to, kv_head;
+} Task;
+
+typedef struct { /* keys [begin, end), which `rows` rows of a task from `first` on take together */
+    const int32_t *table;
+    int64_t begin, end, sequence; /* the last one it is of */
+    int first, rows;
+} Span;
 
 typedef struct { /* the query rows of one task, and what they have gathered so far */
     int rows;
-    int64_t position[MOST_ROWS]; /* ascending */
+    int64_t position[MOST_ROWS]; /* ascending within a sequence */
+    const float *from[MOST_ROWS];
+    float *to[MOST_ROWS];
     float top[MOST_ROWS], total[MOST_ROWS];
-    float q[ROW_FLOATS] __attribute__((aligned(64)));   /* scaled, by tiles: [dim][rows of the tile] */
+    float q[ROW_FLOATS] __attribute__((aligned(64)));   /* of the current span, scaled, by tiles: [dim][rows of it] */
     float acc[ROW_FLOATS] __attribute__((aligned(64))); /* [rows][dim] */
 } Rows;
-
-typedef struct { /* one block of keys */
-    int64_t begin, count;
-    int64_t at[KEYS];                     /* where each key's and value's numbers begin */
-    float k_scale[KEYS], v_scale[KEYS];   /* of int8 */
-    float packed[MAX_DIM * KEYS] __attribute__((aligned(64))); /* keys: [dim][KEYS] */
-} Block;
-
-typedef float Weights[TALL][KEYS]; /* of a tile: scores, and then what they weigh */
-
-INLINE int64_t up_to(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-/* Where the block's keys are; past the last up to two whole vectors, its copies. */
-static void find_block(const AttentionCall *c, Block *b, const int32_t *table, int64_t kv_head) {
-    const int64_t size = c->page_size, dim = c->dim, step = c->kv_heads * dim;
-    const int64_t padded = up_to(b->count, 2 * VL);
-    int64_t page = b->begin / size, offset = b->begin % size;
-    for (int64_t t = 0; t < b->count; page++, offset = 0)
-        for (int64_t at = ((table[page] * size + offset) * c->kv_heads + kv_head) * dim;
-             offset < size && t < b->count; offset++, t++, at += step)
-            b->at[t] = at;
-    for (int64_t t = b->count; t < padded; t++) b->at[t] = b->at[b->count - 1];
-    if (c->kv_type == I8)
-        for (int64_t t = 0; t < padded; t++) {
-            b->k_scale[t] = c->k_scale[b->at[t] / dim];
-            b->v_scale[t] = c->v_scale[b->at[t] / dim];
-        }
-}
-
-/* Ask for rows that are read soon, as far as the second cache: rows of one head lie too far apart for the processor to
- * see where it goes, and the first cache would not hold them. */
-INLINE void ask_for(int type, const void *base, const int64_t *at, int64_t count, int64_t dim) {
-    const int64_t size = type == F32 ? 4 : type == I8 ? 1 : 2;
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t line = 0; line < dim * size; line += 64)
-            __builtin_prefetch((const char *)base + at[i] * size + line, 0, 2);
-}
-
-/* packed[d][t] = key[t][d]. */
-INLINE void pack_as(int type, const void *keys, const void *values, Block *b, int64_t dim) {
-    const int64_t whole = dim / VL * VL;
-    ask_for(type, keys, b->at, b->count, dim);
-    for (int64_t t = 0; t < up_to(b->count, 2 * VL); t += VL) {
-        ask_for(type, values, b->at + t, VL, dim);
-        for (int64_t d = 0; d < whole; d += VL) {
-            vf square[VL];
-#pragma GCC unroll 16
-            for (int i = 0; i < VL; i++) square[i] = load_as(type, keys, b->at[t + i] + d);
-            transpose(square);
-#pragma GCC unroll 16
-            for (int i = 0; i < VL; i++) store(b->packed + (d + i) * KEYS + t, square[i]);
-        }
-        for (int64_t d = whole; d < dim; d++)
-            for (int i = 0; i < VL; i++) b->packed[d * KEYS + t + i] = value_as(type, keys, b->at[t + i] + d);
-    }
-}
-
-/* p[r][t] = q[r] . key[t], in the order of dim. `rows` and `vectors` are constants where this is inlined. */
-INLINE void score_tile(int rows, int vectors, const float *q, const Block *b, int64_t count, int64_t dim, Weights p) {
-    for (int64_t t = 0; t < count; t += vectors * VL) {
-        vf dot[TALL][4];
-        FOR_ROWS FOR_VECTORS dot[r][v] = splat(0.0f);
-        for (int64_t d = 0; d < dim; d++) {
-            vf key[4];
-            FOR_VECTORS key[v] = load(b->packed + d * KEYS + t + v * VL);
-            FOR_ROWS {
-                const vf x = splat(q[d * rows + r]);
-                FOR_VECTORS dot[r][v] = fma_(x, key[v], dot[r][v]);
-            }
-        }
-        FOR_ROWS FOR_VECTORS store(p[r] + t + v * VL, dot[r][v]);
-    }
-}
-
-/* acc[r] += sum over t of p[r][t] * value[t], in the order of t. */
-INLINE void gather_tile(int rows, int type, const void *values, const Block *b, int64_t count, int64_t dim, Weights p,
-                        float *acc) {
-    int64_t d = 0;
-    for (; d + 2 * VL <= dim; d += 2 * VL) {
-        vf low[TALL], high[TALL];
-        FOR_ROWS low[r] = load(acc + r * dim + d), high[r] = load(acc + r * dim + d + VL);
-        for (int64_t t = 0; t < count; t++) {
-            const vf x = load_as(type, values, b->at[t] + d), y = load_as(type, values, b->at[t] + d + VL);
-            FOR_ROWS {
-                const vf weight = splat(p[r][t]);
-                low[r] = fma_(weight, x, low[r]);
-                high[r] = fma_(weight, y, high[r]);
-            }
-        }
-        FOR_ROWS store(acc + r * dim + d, low[r]), store(acc + r * dim + d + VL, high[r]);
-    }
-    for (; d < dim; d++)
-        for (int r = 0; r < rows; r++)
-            for (int64_t t = 0; t < count; t++) acc[r * dim + d] += p[r][t] * value_as(type, values, b->at[t] + d);
-}
-
-#define SHORT_TILE(n)                                                                                              \
-    case n: score_tile(n, 4, q, b, count, dim, p); break;                                                          \
-    case TALL + n: score_tile(n, 2, q, b, count, dim, p); break;
-#define TALL_TILE(n) \
-    case n: score_tile(n, 2, q, b, count, dim, p); break;
-#define GATHER(n) \
-    case n: gather_tile(n, type, values, b, count, dim, p, acc); break;
-#if TALL == 12
-#define ALL_SCORES                                                                                                 \
-    SHORT_TILE(1) SHORT_TILE(2) SHORT_TILE(3) SHORT_TILE(4) SHORT_TILE(5) SHORT_TILE(6)                            \
-    TALL_TILE(7) TALL_TILE(8) TALL_TILE(9) TALL_TILE(10) TALL_TILE(11) TALL_TILE(12)
-#define ALL_GATHERS                                                                                                \
-    GATHER(1) GATHER(2) GATHER(3) GATHER(4) GATHER(5) GATHER(6) GATHER(7) GATHER(8) GATHER(9) GATHER(10) GATHER(11) \
-    GATHER(12)
-#elif TALL == 6
-#define ALL_SCORES SHORT_TILE(1) SHORT_TILE(2) SHORT_TILE(3) TALL_TILE(4) TALL_TILE(5) TALL_TILE(6)
-#define ALL_GATHERS GATHER(1) GATHER(2) GATHER(3) GATHER(4) GATHER(5) GATHER(6)
-#else
-#define ALL_SCORES SHORT_TILE(1) TALL_TILE(2)
-#define ALL_GATHERS GATHER(1) GATHER(2)
-#endif
-static void score_rows(int rows, const float *q, const Block *b, int64_t count, int64_t dim, Weights p) {
-    const int short_block = rows <= TALL / 2 && up_to(count, 2 * VL) % (4 * VL) != 0;
-    switch (short_block ? TALL + rows : rows) { ALL_SCORES }
-}
-#define TYPED(t)                                                                                                   \
-    static void PASTE(pack, t)(const void *keys, const void *values, Block *b, int64_t dim) {                      \
-        pack_as(t, keys, values, b, dim);                                                                          \
-    }                                                                                                              \
-    static void PASTE(gather, t)(int rows, const void *values, const Block *b, int64_t count, int64_t dim,         \
-                                 Weights p, float *acc) {                                                          \
-        enum { type = t };                                                                                         \
-        switch (rows) { ALL_GATHERS }                                                                              \
-    }
-TYPED(F32) TYPED(F16) TYPED(BF16) TYPED(I8)
-
-static void pack_block(const AttentionCall *c, Block *b) {
-    switch (c->kv_type) {
-    case F16: pack_F16(c->k, c->v, b, c->dim); break;
-    case BF16: pack_BF16(c->k, c->v, b, c->dim); break;
-    case I8: pack_I8(c->k, c->v, b, c->dim); break;
-    default: pack_F32(c->k, c->v, b, c->dim);
-    }
-}
-
-static void gather_rows(const AttentionCall *c, int rows, const Block *b, int64_t count, Weights p, float *acc) {
-    switch (c->kv_type) {
-    case F16: gather_F16(rows, c->v, b, count, c->dim, p, acc); break;
-    case BF16: gather_BF16(rows, c->v, b, count, c->dim, p, acc); break;
-    case I8: gather_I8(rows, c->v, b, count, c->dim, p, acc); break;
-    default: gather_F32(rows, c->v, b, count, c->dim, p, acc);
-    }
-}
 
 /* Scores of one block become weights against the running maximum; what was gathered is scaled to it. */
 static void weigh(const AttentionCall *c, Rows *s, int first, int rows, const Block *b, int64_t count, Weights p) {
@@ -235,75 +75,190 @@ static void weigh(const AttentionCall *c, Rows *s, int first, int rows, const Bl
 /* Rows are shared out evenly: tile i of `tiles` has rows [first_of(i), first_of(i + 1)). */
 INLINE int first_of(int i, int tiles, int rows) { return i * rows / tiles; }
 
-static void attend_rows(const AttentionCall *c, Rows *s, const int32_t *table, int64_t kv_head) {
-    Block b;
-    Weights p __attribute__((aligned(64)));
-    const int64_t dim = c->dim, last = s->position[s->rows - 1];
-    const int tiles = (s->rows + TALL - 1) / TALL;
-    int64_t first = 0; /* keys from here on are seen by any row */
-    if (c->window > 0 && s->position[0] - c->window + 1 > 0) first = s->position[0] - c->window + 1;
-    memset(s->acc, 0, sizeof(float) * s->rows * dim);
-    for (int r = 0; r < s->rows; r++) s->top[r] = -INFINITY, s->total[r] = 0.0f;
-    for (b.begin = first / KEYS * KEYS; b.begin <= last; b.begin += KEYS) {
-        b.count = least(last - b.begin + 1, KEYS);
-        find_block(c, &b, table, kv_head);
-        pack_block(c, &b);
-        for (int i = 0; i < tiles; i++) {
-            const int from = first_of(i, tiles, s->rows), rows = first_of(i + 1, tiles, s->rows) - from;
-            const int64_t count = least(s->position[from + rows - 1] - b.begin + 1, b.count);
-            if (count <= 0 || (c->window > 0 && s->position[from] - c->window >= b.begin + KEYS - 1)) continue;
-            score_rows(rows, s->q + from * dim, &b, count, dim, p);
-            weigh(c, s, from, rows, &b, count, p);
-            gather_rows(c, rows, &b, count, p, s->acc + from * dim);
-        }
+/* Keys from here on are seen by a token at `position`. */
+INLINE int64_t seen_from(const AttentionCall *c, int64_t position) {
+    return c->window > 0 && position >= c->window ? position - c->window + 1 : 0;
+}
+
+INLINE int64_t query_rows(const AttentionCall *c, int64_t n) {
+    return (int64_t)(c->query_start[n + 1] - c->query_start[n]) * (c->heads / c->kv_heads);
+}
+
+/* Tokens of a sequence before this step's. */
+INLINE int64_t context(const AttentionCall *c, int64_t n) {
+    return c->seq_lens[n] - (c->query_start[n + 1] - c->query_start[n]);
+}
+
+INLINE const int32_t *table_of(const AttentionCall *c, int64_t n) { return c->block_table + n * c->table_stride; }
+
+/* The rows of one span, as tiles read them. */
+static void interleave_span(const AttentionCall *c, Rows *s, const Span *span) {
+    const int tiles = (span->rows + TALL - 1) / TALL;
+    for (int i = 0; i < tiles; i++) {
+        const int first = first_of(i, tiles, span->rows), rows = first_of(i + 1, tiles, span->rows) - first;
+        interleave(s->from + span->first + first, rows, c->dim, c->scale, s->q + first * c->dim);
     }
 }
 
-/* Query rows [from, to) of one sequence and KV head: row r is token r / group, head r % group of those that share it. */
-static void attend_task(const AttentionCall *c, int64_t n, int64_t kv_head, int64_t from, int64_t to) {
-    const int64_t group = c->heads / c->kv_heads, start = c->query_start[n], dim = c->dim;
-    const int64_t context = c->seq_lens[n] - (c->query_start[n + 1] - start); /* tokens before this step's */
-    Rows s;
-    s.rows = (int)(to - from);
-    const int tiles = (s.rows + TALL - 1) / TALL;
+static void attend_block(const AttentionCall *c, Rows *s, const Span *span, const Block *b, const Block *after,
+                         float *packed) {
+    Weights p __attribute__((aligned(64)));
+    const int tiles = (span->rows + TALL - 1) / TALL;
+    pack_block(c, b, after, packed);
     for (int i = 0; i < tiles; i++) {
-        const int first = first_of(i, tiles, s.rows), rows = first_of(i + 1, tiles, s.rows) - first;
-        const float *q[TALL];
-        for (int r = 0; r < rows; r++) {
-            const int64_t token = (from + first + r) / group, head = kv_head * group + (from + first + r) % group;
-            q[r] = c->q + (start + token) * c->q_stride + head * dim;
-            s.position[first + r] = context + token;
-        }
-        interleave(q, rows, dim, c->scale, s.q + first * dim);
+        const int first = first_of(i, tiles, span->rows), rows = first_of(i + 1, tiles, span->rows) - first;
+        const int from = span->first + first;
+        const int64_t count = least(s->position[from + rows - 1] - b->begin + 1, b->count);
+        if (count <= 0 || (c->window > 0 && s->position[from] - c->window >= b->begin + KEYS - 1)) continue;
+        score_rows(rows, s->q + first * c->dim, packed, count, c->dim, p);
+        weigh(c, s, from, rows, b, count, p);
+        gather_rows(c, rows, b, after, count, p, s->acc + from * c->dim);
+        after = 0; /* asked for */
     }
-    attend_rows(c, &s, c->block_table + n * c->table_stride, kv_head);
+}
+
+INLINE int alone(const Task *task) { return task->last - task->first == 1; }
+
+/* A task's rows see first what they share, and then what each sequence has of its own. Turns `s` into the next of these
+ * spans, or into the first if it has no table yet; 0 where there is none. */
+static int next_span(const AttentionCall *c, const Task *task, Span *s) {
+    if (s->table == 0) {
+        *s = (Span){table_of(c, task->first), 0, task->shared, task->first - 1, 0, (int)(task->to - task->from)};
+        if (task->shared > 0) return 1;
+    }
+    const int64_t group = c->heads / c->kv_heads;
+    int first = s->sequence < task->first ? 0 : s->first + s->rows;
+    for (int64_t n = s->sequence + 1; n < task->last; n++) {
+        const int64_t from = alone(task) ? task->from : 0, to = alone(task) ? task->to : query_rows(c, n);
+        const int64_t begin = seen_from(c, context(c, n) + from / group) / KEYS * KEYS;
+        *s = (Span){table_of(c, n), most(task->shared, begin), context(c, n) + (to - 1) / group + 1, n, first,
+                    (int)(to - from)};
+        if (s->begin < s->end) return 1;
+        first += s->rows;
+    }
+    return 0;
+}
+
+/* Row r of a sequence is token r / group, head r % group of those that share a KV head. */
+static void take_rows(const AttentionCall *c, Rows *s, const Task *task) {
+    const int64_t group = c->heads / c->kv_heads, dim = c->dim;
+    s->rows = 0;
+    for (int64_t n = task->first; n < task->last; n++) {
+        const int64_t to = alone(task) ? task->to : query_rows(c, n), start = c->query_start[n];
+        for (int64_t row = alone(task) ? task->from : 0; row < to; row++) {
+            const int64_t token = row / group, head = task->kv_head * group + row % group;
+            s->from[s->rows] = c->q + (start + token) * c->q_stride + head * dim;
+            s->to[s->rows] = c->out + ((start + token) * c->heads + head) * dim;
+            s->position[s->rows++] = context(c, n) + token;
+        }
+    }
+    memset(s->acc, 0, sizeof(float) * s->rows * dim);
+    for (int r = 0; r < s->rows; r++) s->top[r] = -INFINITY, s->total[r] = 0.0f;
+}
+
+/* `asked`: whether the first block has been asked for. `next`: the task that this thread takes after it, or null. */
+static void attend_task(const AttentionCall *c, const Task *task, int asked, const Task *next) {
+    Rows s;
+    Span span = {0}, following;
+    Block blocks[2];
+    float packed[MAX_DIM * KEYS] __attribute__((aligned(64))); /* [dim][KEYS] */
+    const int64_t dim = c->dim;
+    int here = 0, more = next_span(c, task, &span);
+    find_block(c, &blocks[0], span.table, span.begin, span.end, task->kv_head);
+    if (!asked) ask_for_block(c, &blocks[0]);
+    take_rows(c, &s, task);
+    for (; more; span = following) {
+        following = span;
+        more = next_span(c, task, &following);
+        interleave_span(c, &s, &span);
+        for (int64_t begin = span.begin; begin < span.end; begin += KEYS, here = !here) {
+            Block *after = &blocks[!here];
+            Span first = {0};
+            if (begin + KEYS < span.end)
+                find_block(c, after, span.table, begin + KEYS, span.end, task->kv_head);
+            else if (more)
+                find_block(c, after, following.table, following.begin, following.end, task->kv_head);
+            else if (next != 0 && next_span(c, next, &first))
+                find_block(c, after, first.table, first.begin, first.end, next->kv_head);
+            else
+                *after = blocks[here];
+            attend_block(c, &s, &span, &blocks[here], after, packed);
+        }
+    }
     for (int r = 0; r < s.rows; r++) {
-        const int64_t token = (from + r) / group, head = kv_head * group + (from + r) % group;
-        float *out = c->out + ((start + token) * c->heads + head) * dim;
+        float *out = s.to[r];
         int64_t d = 0;
         for (; d + VL <= dim; d += VL) store(out + d, div_(load(s.acc + r * dim + d), splat(s.total[r])));
         for (; d < dim; d++) out[d] = s.acc[r * dim + d] / s.total[r];
     }
 }
 
+/* How many keys, in whole blocks, two sequences have in common and every row of both sees. */
+static int64_t common_keys(const AttentionCall *c, int64_t n, int64_t m) {
+    const int32_t *a = table_of(c, n), *b = table_of(c, m);
+    const int64_t most_keys = (least(context(c, n), context(c, m)) + 1) / KEYS * KEYS;
+    int64_t keys = 0;
+    for (int64_t page = 0; keys < most_keys && a[page] == b[page]; page++) keys += c->page_size;
+    return least(keys, most_keys) / KEYS * KEYS;
+}
+
+typedef struct { /* neighbours that are attended together, and which of all tasks are theirs: [before, after) */
+    int64_t first, last, shared, parts, before, after;
+} Group;
+
+/* The neighbours from g->last on. `row_limit`: of one task; `together`: sequences of one task. */
+static void next_group(const AttentionCall *c, Group *g, int64_t row_limit, int64_t together) {
+    const int64_t first = g->last;
+    int64_t rows = query_rows(c, first), last = first + 1;
+    g->shared = 0;
+    if (c->window == 0 && rows > 0)
+        for (; last < c->sequences && last - first < together; last++) {
+            const int64_t more = query_rows(c, last), keys = more > 0 ? common_keys(c, first, last) : 0;
+            if (keys == 0 || keys < g->shared || rows + more > row_limit) break;
+            if (g->shared == 0) g->shared = keys;
+            rows += more;
+        }
+    g->first = first, g->last = last;
+    g->parts = last - first == 1 ? (rows + row_limit - 1) / row_limit : 1;
+    g->before = g->after;
+    g->after += g->parts * c->kv_heads;
+}
+
+static Task task_of(const AttentionCall *c, const Group *g, int64_t number) {
+    Task task = {g->first, g->last, g->shared, 0, 0, (number - g->before) % c->kv_heads};
+    for (int64_t n = g->first; n < g->last; n++) task.to += query_rows(c, n);
+    if (g->parts > 1) {
+        const int64_t part = g->parts - 1 - (number - g->before) / c->kv_heads; /* the last rows see the most keys */
+        task.from = part * task.to / g->parts, task.to = (part + 1) * task.to / g->parts;
+    }
+    return task;
+}
+
 /* The calling team's work: every thread of it calls this with the same arguments. */
 static void paged_attention_in_team(const AttentionCall *c) {
-    const int64_t group = c->heads / c->kv_heads;
-    const int64_t limit = least(ROW_FLOATS / c->dim / TALL * TALL, MOST_ROWS);
-    int64_t tasks = 0, n = -1, before = 0, after = 0; /* tasks of sequence n are [before, after) */
-    for (int64_t i = 0; i < c->sequences; i++)
-        tasks += ((c->query_start[i + 1] - c->query_start[i]) * group + limit - 1) / limit * c->kv_heads;
+    const int64_t row_limit = least(ROW_FLOATS / c->dim / TALL * TALL, MOST_ROWS), threads = omp_get_num_threads();
+    /* Tasks enough for every thread to have several, so that one that is held up leaves its own to the others; but
+     * taken in chunks, for only within one is it known what to ask for next. */
+    const int64_t together = c->sequences * c->kv_heads / (4 * threads);
+    Group g = {0};
+    while (g.last < c->sequences) next_group(c, &g, row_limit, together);
+    const int64_t tasks = g.after, chunk = most(1, threads == 1 ? tasks : least(tasks / (4 * threads), 16));
+    memset(&g, 0, sizeof g);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; task++) {
-        if (task < before) n = -1, after = 0; /* the runtime went back */
-        while (task >= after) {
-            n++;
-            before = after;
-            after += ((c->query_start[n + 1] - c->query_start[n]) * group + limit - 1) / limit * c->kv_heads;
+    for (int64_t first = 0; first < tasks; first += chunk) {
+        const int64_t last = least(first + chunk, tasks);
+        if (first < g.before) memset(&g, 0, sizeof g); /* the runtime went back */
+        while (first >= g.after) next_group(c, &g, row_limit, together);
+        Task task = task_of(c, &g, first);
+        for (int64_t number = first; number < last; number++) {
+            Task next = task;
+            if (number + 1 < last) {
+                while (number + 1 >= g.after) next_group(c, &g, row_limit, together);
+                next = task_of(c, &g, number + 1);
+            }
+            attend_task(c, &task, number > first, number + 1 < last ? &next : 0);
+            task = next;
         }
-        const int64_t rows = (c->query_start[n + 1] - c->query_start[n]) * group, blocks = (rows + limit - 1) / limit;
-        const int64_t block = blocks - 1 - (task - before) / c->kv_heads; /* the last rows see the most keys */
-        attend_task(c, n, (task - before) % c->kv_heads, block * rows / blocks, (block + 1) * rows / blocks);
     }
 }
 
