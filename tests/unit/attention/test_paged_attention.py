@@ -160,10 +160,12 @@ def test_deterministic_bits_depend_on_neither_batch_nor_chunking(spec: Attention
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("window", [None, 90])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_sequences_that_begin_with_the_same_pages_get_the_bits_of_each_by_itself(
-    dtype: torch.dtype, window: int | None
+    dtype: torch.dtype, window: int | None, threads: int
 ) -> None:
     """Read once for several of them, the pages give what they give to one."""
+    torch.set_num_threads(threads)
     shapes = [
         (190, 1),
         (161, 5),

@@ -19,7 +19,9 @@ from penstock_core.kernels import native
 KERNELS = "tests/unit/kernels/test_kernels.py"
 MODELS = "tests/parity/test_whole_decoder.py"
 DRAFTS = "tests/unit/speculative/test_draft_loop.py::test_one_call_guesses_what_the_sampler_would"
-ALONE = ["tests/unit/kernels/test_ranks.py", "tests/unit/attention/test_paged_attention.py"]  # in one thread each
+ATTENTION = "tests/unit/attention/test_paged_attention.py"
+SHARED = f"{ATTENTION}::test_sequences_that_begin_with_the_same_pages_get_the_bits_of_each_by_itself"
+ALONE = ["tests/unit/kernels/test_ranks.py", ATTENTION]  # in one thread each, but for the one above
 WITH_A_BARRIER = f"{KERNELS}::test_float_products"  # between the rows' interleaving and their products
 
 
@@ -80,7 +82,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     subprocess.run(["gcc", "-O1", "-fPIC", "-fsanitize=thread", "-c", source, "-o", team], check=True)
     build(threads, "-fsanitize=thread", str(team), "-Wl,-Bsymbolic")
     started = {
-        "races": Run(threads, "races", THREADS, KERNELS, MODELS, DRAFTS),
+        "races": Run(threads, "races", THREADS, KERNELS, SHARED, MODELS, DRAFTS),
         "no barriers": Run(threads, "barriers", THREADS | {"WITHOUT_BARRIERS": "1"}, WITH_A_BARRIER),
     }
     # Checks that are calls, not written out, take an eighth of the compiler's time.

@@ -245,8 +245,8 @@ static void paged_attention_in_team(const AttentionCall *c) {
     const int64_t tasks = g.after, chunk = most(1, threads == 1 ? tasks : least(tasks / (4 * threads), 16));
     memset(&g, 0, sizeof g);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t first = 0; first < tasks; first += chunk) {
-        const int64_t last = least(first + chunk, tasks);
+    for (int64_t taken = 0; taken < (tasks + chunk - 1) / chunk; taken++) {
+        const int64_t first = taken * chunk, last = least(first + chunk, tasks);
         if (first < g.before) memset(&g, 0, sizeof g); /* the runtime went back */
         while (first >= g.after) next_group(c, &g, row_limit, together);
         Task task = task_of(c, &g, first);
