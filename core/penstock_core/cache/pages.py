@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from penstock_core.attention import LayerPages
 from penstock_core.attention.pages import bits
+from penstock_core.kernels import memory
 from penstock_core.protocol.errors import InvalidConfiguration
 
 KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "float8")
@@ -140,8 +140,7 @@ def allocate_pages(shape: PageShape, num_pages: int, device: torch.device, *, pi
     def tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         if device.type != "cpu" or pinned:
             return torch.zeros(size, dtype=dtype, device=device, pin_memory=pinned)
-        raw = torch.from_numpy(np.zeros(int(np.prod(size)) * dtype.itemsize, dtype=np.uint8))
-        return raw.view(dtype).view(size)
+        return memory.zeros(size, dtype)
 
     layers = []
     for _ in range(shape.num_layers):

@@ -42,3 +42,12 @@ def test_a_chunk_lives_while_any_of_its_tensors_does(small_chunks: None) -> None
     for _ in range(50):
         memory.empty([1 << 14], torch.uint8).fill_(255)
     assert torch.equal(first, torch.arange(100))
+
+
+def test_zeros_are_zero_and_start_at_cache_lines() -> None:
+    for size, dtype in SIZES:
+        zeros = memory.zeros([size, 3], dtype)
+        assert zeros.shape == (size, 3)
+        assert zeros.dtype == dtype
+        assert zeros.data_ptr() % 64 == 0
+        assert not zeros.any()
