@@ -48,10 +48,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, *, lasting: bool = True) -> 
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros, at the start of a cache line. The system commits its memory when it is first written."""
+    """A tensor of zeros, at the start of a cache line, or of a huge page. Memory is committed when first written."""
     size = math.prod(shape) * dtype.itemsize
-    raw = torch.from_numpy(np.zeros(size + _LINE, dtype=np.uint8))  # numpy asks for huge pages
-    return raw[-raw.data_ptr() % _LINE :][:size].view(dtype).view(*shape)
+    edge = _HUGE if size >= _HUGE else _LINE
+    raw = torch.from_numpy(np.zeros(size + edge, dtype=np.uint8))  # numpy asks for huge pages
+    return raw[-raw.data_ptr() % edge :][:size].view(dtype).view(*shape)
 
 
 def copied(tensor: Tensor) -> Tensor:

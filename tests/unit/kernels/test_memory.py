@@ -44,10 +44,10 @@ def test_a_chunk_lives_while_any_of_its_tensors_does(small_chunks: None) -> None
     assert torch.equal(first, torch.arange(100))
 
 
-def test_zeros_are_zero_and_start_at_cache_lines() -> None:
-    for size, dtype in SIZES:
+def test_zeros_are_zero_and_start_at_cache_lines_or_huge_pages() -> None:
+    for size, dtype in [*SIZES, (1 << 20, torch.float32)]:
         zeros = memory.zeros([size, 3], dtype)
         assert zeros.shape == (size, 3)
         assert zeros.dtype == dtype
-        assert zeros.data_ptr() % 64 == 0
+        assert zeros.data_ptr() % (2 << 20 if zeros.nbytes >= 2 << 20 else 64) == 0
         assert not zeros.any()
