@@ -9,6 +9,7 @@
 
 #define PANEL 32
 #define VECTORS (PANEL / VL)
+#define AHEAD 6144 /* bytes from where a panel's only tile reads to where it asks */
 #define SERIAL_PRODUCT 1000000 /* multiplications below which a second thread saves less than it may keep us waiting */
 #if VL == 16
 #define TILE 12 /* 24 accumulators of 32 registers */
@@ -28,10 +29,16 @@ typedef struct {
     int32_t w_type, threads;
 } LinearCall;
 
+typedef struct { /* weights to ask for meanwhile: two lines for each number of k, `step` bytes after the last two */
+    const char *from;
+    int64_t step;
+} Ahead;
+
 /* One tile of one panel, or of two that lie together: x is [k][rows] interleaved, out [panels][rows]. A row alone keeps
  * too few sums going to fill the pipeline, so few rows take two panels. All but x, w and k are constants where this is
  * inlined. */
-INLINE void tile(int rows, int panels, int type, const float *x, const void *w, int64_t k, float (*out)[PANEL]) {
+INLINE void tile(int rows, int panels, int type, const float *x, const void *w, int64_t k, Ahead ahead,
+                 float (*out)[PANEL]) {
     vf acc[2][TILE][VECTORS];
 #pragma GCC unroll 2
     for (int p = 0; p < panels; p++)
@@ -41,6 +48,10 @@ INLINE void tile(int rows, int panels, int type, const float *x, const void *w, 
             for (int v = 0; v < VECTORS; v++) acc[p][r][v] = splat(0.0f);
     for (int64_t i = 0; i < k; i++) {
         vf b[2][VECTORS];
+        if (panels == 1) {
+            __builtin_prefetch(ahead.from + i * ahead.step, 0, 2);
+            __builtin_prefetch(ahead.from + i * ahead.step + 64, 0, 2);
+        }
 #pragma GCC unroll 2
         for (int p = 0; p < panels; p++)
 #pragma GCC unroll 8
@@ -63,9 +74,9 @@ INLINE void tile(int rows, int panels, int type, const float *x, const void *w, 
 }
 
 #define ONE(n) \
-    case n: tile(n, 1, type, x, w, k, out); break;
+    case n: tile(n, 1, type, x, w, k, ahead, out); break;
 #define PAIR(n) \
-    case TILE + n: tile(n, 2, type, x, w, k, out); break;
+    case TILE + n: tile(n, 2, type, x, w, k, ahead, out); break;
 #if TILE == 12
 #define PAIRED 6 /* rows up to which two panels are taken at once */
 #define ALL_CASES                                                                                                  \
@@ -80,7 +91,7 @@ INLINE void tile(int rows, int panels, int type, const float *x, const void *w, 
 #endif
 #define TYPED_TILE(t)                                                                                              \
     static __attribute__((noinline)) void PASTE(tile, t)(int rows, int panels, const float *x, const void *w,      \
-                                                         int64_t k, float (*out)[PANEL]) {                         \
+                                                         int64_t k, Ahead ahead, float (*out)[PANEL]) {            \
         enum { type = t };                                                                                         \
         switch ((panels - 1) * TILE + rows) { ALL_CASES }                                                          \
     }
@@ -88,6 +99,15 @@ TYPED_TILE(F32) TYPED_TILE(F16) TYPED_TILE(BF16)
 
 /* Rows are shared out evenly: tile b of `tiles` has rows [first_row(b), first_row(b + 1)). */
 INLINE int64_t first_row(int64_t b, int64_t tiles, int64_t m) { return b * m / tiles; }
+
+/* What a panel's tile b of `tiles` asks for: its part of the next panel, for the first would wait for memory that the
+ * others leave idle; or, alone with its panel, a little further on in it. */
+INLINE Ahead ahead_of(const char *w, int64_t k, int64_t width, int64_t b, int64_t tiles, int is_last) {
+    if (tiles == 1) return (Ahead){w + AHEAD, PANEL * width};
+    if (is_last) return (Ahead){w, 0};
+    const int64_t step = PANEL * width / tiles;
+    return (Ahead){w + (PANEL * width + b * step) * k, step};
+}
 
 /* The calling team's work: every thread of it calls this with the same arguments. */
 static void linear_in_team(const LinearCall *c) {
@@ -110,14 +130,16 @@ static void linear_in_team(const LinearCall *c) {
         const int pair = m <= PAIRED && task + 1 < end ? 2 : 1;
         const int64_t panel = task / groups, group = task % groups, column = panel * PANEL;
         const char *w = (const char *)c->w + panel * PANEL * k * width;
-        for (int64_t b = group * tiles / groups; b < (group + 1) * tiles / groups; b++) {
+        const int64_t first = group * tiles / groups, last = (group + 1) * tiles / groups;
+        for (int64_t b = first; b < last; b++) {
+            const Ahead ahead = ahead_of(w, k, width, b - first, last - first, task + 1 == end);
             const int64_t from = first_row(b, tiles, m), rows = first_row(b + 1, tiles, m) - from;
             const float *x = m > 1 ? c->scratch + from * k : c->x;
             float sums[TILE][PANEL] __attribute__((aligned(64)));
             switch (c->w_type) {
-            case F16: tile_F16((int)rows, pair, x, w, k, sums); break;
-            case BF16: tile_BF16((int)rows, pair, x, w, k, sums); break;
-            default: tile_F32((int)rows, pair, x, w, k, sums);
+            case F16: tile_F16((int)rows, pair, x, w, k, ahead, sums); break;
+            case BF16: tile_BF16((int)rows, pair, x, w, k, ahead, sums); break;
+            default: tile_F32((int)rows, pair, x, w, k, ahead, sums);
             }
             for (int64_t r = 0; r < pair * rows; r++) {
                 const int64_t at = column + r / rows * PANEL, columns = c->n - at < PANEL ? c->n - at : PANEL;
