@@ -1,273 +1,302 @@
 """Speculative decoding on the bundled models: `python -m benchmarks.speculation [--json] [--quick]`.
 
-Tokens per second with and without drafting, at batch 1, 8 and 32, on free text and on prompts whose answer copies
-from them; beside it `transformers` with and without assisted generation, on the same weights, at batch 1. Every drafted
-run is checked to give the plain run's tokens. Also the cost of a step that checks k drafts, and from it the acceptance
-at which drafting breaks even: for free drafts, and for those of the draft model as the running engine measured them.
+Every proposer beside plain decoding of the same requests, in alternating short runs, at batch 1, 8 and 32: on free
+text, and where the answer repeats the prompt. A second plain engine, measured like a proposer, is the noise floor.
+Every run is checked to give the plain run's tokens. Then what steps with drafts cost, and from it the acceptance at
+which drafting breaks even; and `transformers` with and without assisted generation, on the same weights, at batch 1.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
 
+from benchmarks import speculation_costs
 from benchmarks.checkpoints import bundled_model
-from benchmarks.report import alternate, console, parser, publish, table
+from benchmarks.paired import Comparison, Interval, compare
+from benchmarks.report import chart, console, parser, publish, table
 
-PROPOSERS = (None, "draft", "ngram", "suffix", "auto")
+PROPOSERS = ("draft", "ngram", "suffix", "auto")
+AGAIN = "plain again"
 BATCHES = (1, 8, 32)
 KINDS = ("free", "copy")
-AT_LEAST = 8  # requests in a run, and two batches of them; batches come one after another
-_TALE = (
-    "The harbour master wrote down every ship, every cargo and every captain in a large blue book. In the evening he "
-    "read the list aloud: a barge with barley, a schooner with salt, a ferry with nine passengers and a brown goat. "
-)
+DEPTHS = (1, 2, 3, 4, 6, 8)
+AT_LEAST = 8  # requests in a run, and two batches of them where they are small
+ASSISTED_ROUNDS = 3
+_OPENING_WORDS = 12
 
 
-def prompts(kind: str, batch: int, turn: int) -> list[str]:
-    """Free text to continue, or a text that is given twice and begun a third time.
+@cache
+def openings() -> Sequence[str]:
+    """First words of tales that no training saw, each another."""
+    from training import corpus
+    from training.markers import BOS
 
-    Other ones at every turn: the suffix proposer learns from what was generated, and must not meet the same again.
+    found: dict[str, None] = {}
+    number = 0
+    while len(found) < 512:
+        document = corpus.document(7, number, corpus.HELD_OUT)
+        number += 1
+        if document.kind == "tale":
+            found[" ".join(document.text.removeprefix(BOS).split(" ")[:_OPENING_WORDS])] = None
+    return list(found)
+
+
+@cache
+def questions() -> Sequence[str]:
+    """Requests for tales, each another, neighbours unlike each other."""
+    from training.lexicon import ANIMALS
+    from training.tales.animals import WISHES
+
+    return [
+        f"Tell me a story about a {animal} who wants to {WISHES[(turn + place) % len(WISHES)].goal}."
+        for turn in range(len(WISHES))
+        for place, animal in enumerate(ANIMALS)
+    ]
+
+
+class Workload:
+    """Requests by round, none twice in a run of the benchmark; of various lengths, so that they end one by one.
+
+    `free`: the opening of a tale, to be continued. `copy`: a conversation in which a tale is asked for, told (by the
+    model itself, before the clock starts) and asked for again in the same words; mostly it is then told again.
     """
-    names = [f"{turn}-{number}" for number in range(max(2 * batch, AT_LEAST))]
-    if kind == "free":
-        return [f"Once upon a time, in house {name} by the river, there was a" for name in names]
-    return [f"Letter {name}. {_TALE}{_TALE}Letter {name}. The harbour master" for name in names]
+
+    def __init__(self, kind: str, batch: int, texts: Iterator[str], engine: Any) -> None:
+        self.name = f"{kind}-{batch}"
+        self.batch = batch
+        self._kind = kind
+        self._texts = texts
+        self._engine = engine
+        self._size = max(AT_LEAST, 2 * batch)
+        self._made: list[list[list[int]]] = []
+
+    def requests(self, number: int, tokens: int, temperature: float = 0.0) -> list[Any]:
+        """The requests of a round, of `tokens` new tokens in the mean."""
+        from penstock_core.pipeline import EngineRequest
+        from penstock_core.sampling import SamplingParams
+
+        while len(self._made) <= number:
+            texts = list(islice(self._texts, self._size))
+            if self._kind == "free":
+                self._made.append([self._engine.pipeline.tokenizer.encode(text) for text in texts])
+            else:
+                self._made.append(_told_once(texts, self._engine))
+        return [
+            EngineRequest(
+                f"{number:03}-{place:03}",
+                prompt,
+                SamplingParams(temperature=temperature, seed=place, max_tokens=length, ignore_eos=True),
+            )
+            for place, prompt in enumerate(self._made[number])
+            for length in (tokens * (4 + place * 5 % 8) * 2 // 15,)
+        ]
+
+
+def _told_once(asked: list[str], engine: Any) -> list[list[int]]:
+    """Prompts in which these tales were told, and are asked for again."""
+    from penstock_core.protocol.requests import GenerationRequest
+    from penstock_core.sampling import SamplingParams
+
+    first = [[{"role": "user", "content": question}] for question in asked]
+    tales = engine.generate(first, SamplingParams(temperature=0.0, max_tokens=256))
+    return [
+        engine.encode(GenerationRequest.parse({"messages": [*ask, _said(tale.choices[0].text), *ask]}))
+        for ask, tale in zip(first, tales, strict=True)
+    ]
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+class Contestant:
+    """A pipeline that serves the rounds of a workload, so many requests at once, each followed by the next.
+
+    Attributes:
+        drafted, accepted: tokens, over all rounds that count.
+    """
+
+    def __init__(
+        self, pipeline: Any, workload: Workload, tokens: int, temperature: float, expected: dict[int, Any]
+    ) -> None:
+        """`expected`: the tokens of each round, set by whoever serves it first."""
+        self._pipeline, self._workload, self._expected = pipeline, workload, expected
+        self._requests = tokens, temperature
+        self.drafted = self.accepted = 0
+
+    def __call__(self, number: int) -> int:
+        """Serve a round; tokens generated."""
+        results = serve(self._pipeline, self._workload.requests(number, *self._requests), self._workload.batch)
+        tokens = [results[name].choices[0].token_ids for name in sorted(results)]
+        if self._expected.setdefault(number, tokens) != tokens:
+            raise SystemExit(f"an output of {self._workload.name} changed")
+        if number:
+            self.drafted += sum(result.timings.drafted_tokens for result in results.values())
+            self.accepted += sum(result.timings.accepted_tokens for result in results.values())
+        return sum(map(len, tokens))
+
+
+def serve(pipeline: Any, requests: Sequence[Any], at_once: int) -> dict[str, Any]:
+    """Results by request id."""
+    results: dict[str, Any] = {}
+    coming = iter(requests)
+    for request in islice(coming, at_once):
+        pipeline.add_request(request)
+    while pipeline.has_work:
+        for output in pipeline.step():
+            if output.result is not None:
+                results[output.request_id] = output.result
+                for request in islice(coming, 1):
+                    pipeline.add_request(request)
+    return results
 
 
 def main() -> None:
     """Measure every proposer on every workload."""
     options = parser(__doc__)
-    options.add_argument("--tokens", type=int, default=200, help="new tokens per request")
+    options.set_defaults(runs=9)
+    options.add_argument("--tokens", type=int, default=150, help="new tokens per request, in the mean")
     options.add_argument("--temperature", type=float, default=0.0)
-    options.add_argument("--batches", type=int, nargs="*", default=BATCHES, help="requests at once")
-    options.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="kinds of prompts")
+    options.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="requests at once")
+    options.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of prompts")
+    options.add_argument("--proposers", nargs="+", choices=PROPOSERS, default=PROPOSERS)
     arguments = options.parse_args()
+    depths: Sequence[int] = DEPTHS
     if arguments.quick:
-        arguments.tokens, arguments.runs, arguments.batches = 64, 1, arguments.batches[:1]
+        arguments.tokens, arguments.runs, arguments.batches, depths = 60, 1, arguments.batches[:1], (2, 4)
     torch.set_num_threads(arguments.threads)
-    engines = {proposer or "plain": _engine(proposer, arguments.threads) for proposer in PROPOSERS}
-    figures: dict[str, dict[str, float]] = {name: {} for name in engines}
-    acceptance: dict[str, dict[str, float]] = {name: {} for name in engines if name != "plain"}
+    engine_of = _engines(arguments.threads)
+    plain = engine_of(None, None)
+    engines = {AGAIN: engine_of(None, None)} | {name: engine_of(name, None) for name in arguments.proposers}
+    texts = {"free": iter(openings()), "copy": iter(questions())}
+    rates: dict[str, float] = {}
+    found: dict[str, dict[str, Comparison]] = {}
+    acceptance: dict[str, dict[str, float]] = {}
     for kind in arguments.kinds:
         for batch in arguments.batches:
-            workload = f"{kind}-{batch}"
-
-            plain: dict[int, list[list[int]]] = {}  # its tokens by turn: it runs first, and as often as the others
-
-            def contestant(name: str) -> Callable[[], Mapping[str, float]]:
-                turns = itertools.count()
-
-                def measure() -> Mapping[str, float]:
-                    turn = next(turns)
-                    results, tok_s = _run(engines[name], prompts(kind, batch, turn), batch, arguments)  # noqa: B023
-                    tokens = [result.token_ids for result in results]
-                    if plain.setdefault(turn, tokens) != tokens:  # noqa: B023
-                        raise SystemExit(f"{name} changed an output")
-                    drafted = sum(r.timings.drafted_tokens for r in results)
-                    accepted = sum(r.timings.accepted_tokens for r in results)
-                    return {"tok_s": tok_s, "acceptance": accepted / drafted if drafted else 0.0}
-
-                return measure
-
-            medians = alternate({name: contestant(name) for name in engines}, arguments.runs, workload)
-            for name, values in medians.items():
-                figures[name][workload] = values["tok_s"]
-                if name in acceptance:
-                    acceptance[name][workload] = values["acceptance"]
-    workloads = list(figures["plain"])
-    gains = {
-        name: {workload: values[workload] / figures["plain"][workload] for workload in workloads}
-        for name, values in figures.items()
-        if name != "plain"
-    }
-    table(
-        f"output tokens/s, bundled model, temperature {arguments.temperature}, {arguments.threads} threads",
-        ["", *workloads],
-        [
-            *([name, *(values[workload] for workload in workloads)] for name, values in figures.items()),
-            *([f"{name}, times plain", *(values[w] for w in workloads)] for name, values in gains.items()),
-            *([f"{name}, acceptance", *(values[w] for w in workloads)] for name, values in acceptance.items()),
-        ],
+            workload = Workload(kind, batch, texts[kind], plain)
+            name = workload.name
+            rates[name], found[name], acceptance[name] = _serve_by_all(plain, engines, workload, arguments)
+    _show(rates, found, acceptance, arguments)
+    costs = speculation_costs.measure(
+        engine_of, openings()[-max(arguments.batches) :], arguments.batches, depths, arguments.tokens
     )
-    costs = step_costs(quick=arguments.quick, threads=arguments.threads)
-    table(
-        "time of a step that checks k drafts, times a plain step; acceptance at which free drafts break even",
-        ["sequences", *(f"k={depth}" for depth in (2, 4, 7))],
-        [[batch, *(f"{ratio:.2f} ({_break_even(ratio, int(depth)):.2f})" for depth, ratio in row.items())]
-         for batch, row in costs.items()],
-    )  # fmt: skip
-    drafting = drafting_costs(engines["draft"])
-    if drafting:
-        table(
-            "batch 1: a step with k guesses of the draft model, drafting included, times a plain step; break-even",
-            ["", *drafting],
-            [
-                [
-                    "ratio (acceptance)",
-                    *(f"{ratio:.2f} ({_break_even(ratio, int(k)):.2f})" for k, ratio in drafting.items()),
-                ]
-            ],
-        )
-    undisturbed = undisturbed_steps(arguments)
-    table(
-        "batch 1, free text: a step of an undisturbed machine (lower decile of the steps' times), drafting included",
-        ["", "microseconds", "tokens a step", "times plain tokens/s"],
-        [[name, of["step_us"], of["tokens"], of["gain"]] for name, of in undisturbed.items()],
-    )
+    speculation_costs.show(costs)
     assisted = transformers_assisted(arguments)
     console.print(
-        f"transformers, batch 1, free text: {assisted['plain_tok_s']:,.0f} tok/s plain, "
-        f"{assisted['assisted_tok_s']:,.0f} assisted by the draft model ({assisted['gain']:.2f} times)"
+        f"transformers, one request at a time, free text: {assisted['plain_tok_s']:,.0f} tok/s plain; assisted by the "
+        f"draft model {assisted['times_plain']['median']:.2f} times that"
     )
     publish(
         "speculation",
         {
             "temperature": arguments.temperature,
-            "figures": figures,
-            "gains": gains,
+            "rounds": arguments.runs,
+            "plain_tok_s": rates,
+            "times_plain": _medians(found, lambda one: one.speed),
+            "processor_times_plain": _medians(found, lambda one: one.processor),
             "acceptance": acceptance,
-            "step_costs": costs,
-            "drafting_costs": drafting,
-            "undisturbed": undisturbed,
+            "step_ms": costs,
             "transformers": assisted,
         },
         as_json=arguments.json,
     )
 
 
-def _engine(proposer: str | None, threads: int, depth: int | None = None) -> Any:
+def _serve_by_all(
+    plain: Any, engines: dict[str, Any], workload: Workload, arguments: Any
+) -> tuple[float, dict[str, Comparison], dict[str, float]]:
+    """Of one workload: plain tokens/s, how every engine fared beside it, and the drafts' acceptance."""
+    expected: dict[int, Any] = {}
+    workload.requests(arguments.runs, arguments.tokens)  # all of them, before the clock starts
+    contestants = {
+        name: Contestant(engine.pipeline, workload, arguments.tokens, arguments.temperature, expected)
+        for name, engine in engines.items()
+    }
+    reference = Contestant(plain.pipeline, workload, arguments.tokens, arguments.temperature, expected)
+    tok_s, found = compare(reference, contestants, arguments.runs, workload.name)
+    return tok_s, found, {name: one.accepted / one.drafted for name, one in contestants.items() if one.drafted}
+
+
+def _medians(
+    found: dict[str, dict[str, Comparison]], figures: Callable[[Comparison], list[float]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        name: {workload: Interval.of(figures(of[name])).as_dict() for workload, of in found.items()}
+        for name in next(iter(found.values()))
+    }
+
+
+def _show(
+    rates: dict[str, float],
+    found: dict[str, dict[str, Comparison]],
+    acceptance: dict[str, dict[str, float]],
+    arguments: Any,
+) -> None:
+    workloads, names = list(found), list(next(iter(found.values())))
+    table(
+        f"tokens/s, times plain; bundled model, temperature {arguments.temperature}, {arguments.threads} threads, "
+        f"median of {arguments.runs} rounds (interval)",
+        ["", *workloads],
+        [
+            ["plain, tokens/s", *rates.values()],
+            *([name, *(Interval.of(found[each][name].speed) for each in workloads)] for name in names),
+        ],
+    )
+    table(
+        "processor time of a token, times plain",
+        ["", *workloads],
+        [[name, *(Interval.of(found[each][name].processor) for each in workloads)] for name in names],
+    )
+    table(
+        "the first round, in which nothing is known yet: tokens/s, times plain (drafts accepted in all others)",
+        ["", *workloads],
+        [
+            [name, *(f"{found[each][name].first:.2f} ({acceptance[each].get(name, 0.0):.0%})" for each in workloads)]
+            for name in names
+            if name != AGAIN
+        ],
+    )
+    for each in workloads:
+        chart(f"{each}, times plain", {name: Interval.of(found[each][name].speed).median for name in names})
+
+
+def _engines(threads: int) -> Callable[[str | None, int | None], Any]:
+    """What makes an executor of a proposer (None: plain) and a fixed depth (None: as deep as pays).
+
+    All of them compute with the same weights and pages, one after another: where in memory these lie makes a
+    difference of a few percent between engines that do the same.
+    """
     from penstock_core.cache import PageConfig
-    from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig
+    from penstock_core.distributed import DistributedInferenceEngine
+    from penstock_core.pipeline import InferencePipelineExecutor, PipelineConfig, UnifiedInferencePipeline
     from penstock_core.speculative import SpeculationConfig
 
-    return InferencePipelineExecutor(
-        PipelineConfig(
-            model=bundled_model(),
-            threads=threads,
-            page=PageConfig(num_pages=4096),
-            speculation=None if proposer is None else SpeculationConfig(proposer=proposer, fixed_depth=depth),
+    plain = PipelineConfig(
+        model=bundled_model(),
+        threads=threads,
+        page=PageConfig(num_pages=4096),
+        prefix_cache=False,  # or whoever serves a round second would have its prompts computed
+    )
+    engine = DistributedInferenceEngine.load(plain.engine())
+
+    def engine_of(proposer: str | None, depth: int | None) -> Any:
+        speculation = None if proposer is None else SpeculationConfig(proposer=proposer, fixed_depth=depth)
+        return InferencePipelineExecutor(
+            UnifiedInferencePipeline(replace(plain, speculation=speculation), engine=engine)
         )
-    )
+
+    return engine_of
 
 
-def _run(engine: Any, texts: list[str], batch: int, arguments: Any) -> tuple[list[Any], float]:
-    from penstock_core.sampling import SamplingParams
-
-    params = SamplingParams(
-        temperature=arguments.temperature, seed=1, max_tokens=arguments.tokens, ignore_eos=True, min_tokens=0
-    )
-    results: list[Any] = []
-    started = time.perf_counter()
-    for first in range(0, len(texts), batch):
-        results += engine.generate(texts[first : first + batch], params)
-    elapsed = time.perf_counter() - started
-    return results, sum(len(result.token_ids) for result in results) / elapsed
-
-
-def _break_even(ratio: float, depth: int) -> float:
-    """Least acceptance a per token at which 1 + a + ... + a^k tokens a step make up for its cost."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(middle**i for i in range(depth + 1)) < ratio else (low, middle)
-    return high
-
-
-def undisturbed_steps(arguments: Any) -> dict[str, dict[str, float]]:
-    """Plain steps, and steps with a fixed number of guesses of the draft model: their time where nothing disturbs them.
-
-    A machine that others use too makes most steps longer; the lower decile is what they take by themselves.
-    """
-    figures: dict[str, dict[str, float]] = {}
-    for depth in (None, 2, 4, 6):
-        pipeline = _engine(None if depth is None else "draft", arguments.threads, depth).pipeline
-        taken, texts = [], prompts("free", 1, 0)[: 2 if arguments.quick else AT_LEAST]
-        for text in texts:
-            pipeline.add_request(_request(pipeline, text, arguments))
-            while pipeline.has_work:
-                began = time.perf_counter()
-                pipeline.step()
-                taken.append(time.perf_counter() - began)
-        step_us = sorted(taken)[len(taken) // 10] * 1e6
-        tokens = len(texts) * arguments.tokens / len(taken)
-        name = "plain" if depth is None else f"draft, {depth} guesses"
-        figures[name] = {"step_us": step_us, "tokens": tokens, "gain": 1.0}
-        plain = figures["plain"]
-        figures[name]["gain"] = tokens / step_us / plain["tokens"] * plain["step_us"]
-    return figures
-
-
-def _request(pipeline: Any, text: str, arguments: Any) -> Any:
-    from penstock_core.pipeline import EngineRequest
-    from penstock_core.sampling import SamplingParams
-
-    params = SamplingParams(temperature=arguments.temperature, seed=1, max_tokens=arguments.tokens, ignore_eos=True)
-    return EngineRequest(text, pipeline.tokenizer.encode(text), params)
-
-
-def drafting_costs(engine: Any) -> dict[str, float]:
-    """By number of guesses: what the running engine measured of a step with them, over a plain step; batch 1."""
-    speculator = engine.pipeline._speculator
-    costs = speculator.costs
-    if not all(cost.known for cost in (costs.plain, costs.checking, costs.start, costs.level)):
-        return {}
-    return {
-        str(k): (costs.checking.at(1 + k) + costs.start.at(1) + k * costs.level.at(1)) / costs.plain.at(1)
-        for k in range(1, speculator.config.max_depth + 1)
-    }
-
-
-def step_costs(*, quick: bool, threads: int) -> dict[str, dict[str, float]]:
-    """Per batch: forward time with k + 1 rows a sequence over the time with one, context 256."""
-    from penstock_core.attention import AttentionBatch
-    from penstock_core.cache import PageConfig
-    from penstock_core.distributed import DistributedInferenceEngine, EngineConfig
-
-    engine = DistributedInferenceEngine.load(
-        EngineConfig(model=bundled_model(), device="cpu", page=PageConfig(num_pages=2048), max_num_sequences=32)
-    )
-    model, pages = engine.model, engine.layers
-    page_size, context = engine.page_size, 256
-
-    def seconds(batch: int, rows: int) -> float:
-        per_sequence = -(-(context + 8) // page_size)
-        block_table = torch.arange(batch * per_sequence, dtype=torch.int32).reshape(batch, per_sequence)
-        positions = torch.arange(context, context + rows).repeat(batch)
-        owners = torch.arange(batch).repeat_interleave(rows)
-        slots = block_table[owners, positions // page_size].long() * page_size + positions % page_size
-        step = AttentionBatch(
-            token_ids=torch.full((batch * rows,), 7),
-            positions=positions,
-            slot_mapping=slots,
-            query_start=torch.arange(0, batch * rows + 1, rows, dtype=torch.int32),
-            seq_lens=torch.full((batch,), context + rows, dtype=torch.int32),
-            block_table=block_table,
-            max_query_len=rows,
-            max_seq_len=context + rows,
-            page_size=page_size,
-        )
-        best = float("inf")
-        for _ in range(10 if quick else 60):
-            began = time.perf_counter()
-            with torch.inference_mode():
-                model.logits(model.forward(step, pages))
-            best = min(best, time.perf_counter() - began)
-        return best
-
-    torch.set_num_threads(threads)
-    return {
-        str(batch): {str(depth): seconds(batch, depth + 1) / seconds(batch, 1) for depth in (2, 4, 7)}
-        for batch in BATCHES
-    }
-
-
-def transformers_assisted(arguments: Any) -> dict[str, float]:
-    """The peer: greedy generation, plain and assisted by the same draft model."""
+def transformers_assisted(arguments: Any) -> dict[str, Any]:
+    """The peer: greedy generation one request at a time, plain and assisted by the same draft model."""
     import transformers
 
     folder = bundled_model()
@@ -276,27 +305,28 @@ def transformers_assisted(arguments: Any) -> dict[str, float]:
         folder.with_name(folder.name + "-draft"), dtype=torch.float32
     ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(prompts("free", 1, 0)[0], return_tensors="pt").input_ids
-    common = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": arguments.tokens,
-        "min_new_tokens": arguments.tokens,
-        "pad_token_id": 0,
-    }
 
-    def contestant(assistant: Any) -> Callable[[], Mapping[str, float]]:
-        def measure() -> Mapping[str, float]:
-            began = time.perf_counter()
-            with torch.inference_mode():
-                out = target.generate(ids, assistant_model=assistant, **common)
-            return {"tok_s": (out.shape[1] - ids.shape[1]) / (time.perf_counter() - began)}
+    def contestant(assistant: Any) -> Callable[[int], int]:
+        def serve_round(number: int) -> int:
+            for text in openings()[2 * number : 2 * number + 2]:
+                ids = tokenizer(text, return_tensors="pt").input_ids
+                with torch.inference_mode():
+                    target.generate(
+                        ids,
+                        assistant_model=assistant,
+                        attention_mask=torch.ones_like(ids),
+                        do_sample=False,
+                        max_new_tokens=arguments.tokens,
+                        min_new_tokens=arguments.tokens,
+                        pad_token_id=0,
+                    )
+            return 2 * int(arguments.tokens)
 
-        return measure
+        return serve_round
 
-    medians = alternate({"plain": contestant(None), "assisted": contestant(draft)}, arguments.runs, "transformers")
-    plain, assisted = medians["plain"]["tok_s"], medians["assisted"]["tok_s"]
-    return {"plain_tok_s": plain, "assisted_tok_s": assisted, "gain": assisted / plain}
+    rounds = min(arguments.runs, ASSISTED_ROUNDS)
+    tok_s, found = compare(contestant(None), {"assisted": contestant(draft)}, rounds, "transformers")
+    return {"plain_tok_s": tok_s, "times_plain": Interval.of(found["assisted"].speed).as_dict()}
 
 
 if __name__ == "__main__":
