@@ -18,7 +18,7 @@ LOOKED_UP, GUESSED = "suffix", "draft"
 _TITLES = {LOOKED_UP: "drafts that cost a lookup", GUESSED: "guesses of the draft model, drafting included"}
 
 Costs = dict[str, dict[str, dict[str, float]]]
-"""Milliseconds of a step, by kind of drafts, batch and depth; depth 0 is a plain one. Missing: what never came about."""
+"""Milliseconds of a step by kind of drafts, batch and depth (0: plain), where there were such steps."""
 
 
 def break_even(ratio: float, depth: int) -> float:
