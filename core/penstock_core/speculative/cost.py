@@ -55,7 +55,7 @@ class StepCost:
         self._bins: dict[int, _Bin] = {}
         self._tried: set[int] = set()
         self._steps = 0
-        self._table: Float64 | None = None  # seconds by number of tokens
+        self._table: list[float] = []  # seconds by number of tokens; empty: to be made anew
         self.largest = 0
 
     def observe(self, tokens: int, seconds: float) -> None:
@@ -68,10 +68,10 @@ class StepCost:
                 self._tried.add(edge)  # the first step of a size sets up what later ones reuse
                 return
             found = self._bins[edge] = _Bin()
-            self._table = None
+            self._table = []
         found.add(tokens, seconds, self._steps)
         if len(found.seconds) == _TRUSTED:
-            self._table = None
+            self._table = []
             self.largest = max(self.largest, tokens)
         if self._steps % _REFRESH_STEPS == 0:
             fresh = self._steps - _STALE_STEPS
@@ -79,7 +79,7 @@ class StepCost:
                 self._bins = {edge: found for edge, found in self._bins.items() if found.step > fresh}
                 sure = [found.tokens for found in self._bins.values() if len(found.seconds) >= _TRUSTED]
                 self.largest = int(max(sure, default=0))
-            self._table = None
+            self._table = []
 
     @property
     def known(self) -> bool:
@@ -88,16 +88,16 @@ class StepCost:
 
     def at(self, tokens: int) -> float:
         """Seconds of a step of `tokens` tokens. Needs an observation."""
-        return float(self.curve(tokens, 1)[0])
+        return self.curve(tokens, 1)[0]
 
-    def curve(self, first: int, count: int, stride: int = 1) -> Float64:
+    def curve(self, first: int, count: int, stride: int = 1) -> list[float]:
         """Seconds of steps of `first`, `first + stride`, ... tokens, [count]; never falling. Needs an observation."""
         end = first + (count - 1) * stride + 1
-        if self._table is None or len(self._table) < end:
+        if len(self._table) < end:
             self._table = self._tabulate(max(256, 2 * end))
         return self._table[first:end:stride]
 
-    def _tabulate(self, size: int) -> Float64:
+    def _tabulate(self, size: int) -> list[float]:
         bins = [self._bins[edge] for edge in sorted(self._bins)]
         bins = [found for found in bins if len(found.seconds) >= _TRUSTED] or bins
         sizes = np.array([found.tokens for found in bins])
@@ -107,5 +107,5 @@ class StepCost:
         tokens = np.arange(size, dtype=np.float64)
         slope = (seconds[-1] - seconds[0]) / max(1.0, sizes[-1] - sizes[0])
         within: Float64 = np.interp(tokens, sizes, seconds) * np.minimum(1.0, tokens / sizes[0])
-        table: Float64 = within + slope * np.maximum(0.0, tokens - sizes[-1])
+        table: list[float] = (within + slope * np.maximum(0.0, tokens - sizes[-1])).tolist()
         return table

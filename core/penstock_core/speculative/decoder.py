@@ -261,6 +261,8 @@ class SpeculativeDecoder:
             self._look_up(decoding, tracks, rested)
         if by_model and self._propose_by_model(decoding, tracks, room, step_tokens):
             return
+        if not any(track.found.token_ids for track in tracks):
+            return
         chances = [self._chances(track.found, self._lookup, track.lookup_bias) for track in tracks]
         standing = self._lookup_standings.of(emitting)
         chosen = choose_depths(chances, step_tokens, emitting, self.costs, some=standing.is_trying)

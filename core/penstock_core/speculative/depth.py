@@ -35,8 +35,7 @@ class Costs:
     def of_checking(self, first: int, count: int, stride: int = 1) -> list[float]:
         """Seconds of steps of `first`, `first + stride`, ... tokens, drafts among them."""
         known = self.checking if self.checking.known else self.plain
-        seconds: list[float] = known.curve(first, count, stride).tolist()
-        return seconds
+        return known.curve(first, count, stride)
 
     def most_tokens(self, step_tokens: int) -> int:
         """Tokens of a step up to which its time can be told, or is small enough to find out."""
