@@ -73,7 +73,8 @@ def _draw(charts: list[dict[str, Any]], path: Path) -> None:
     figure, panels = plt.subplots(1, len(charts), figsize=(2.4 * len(charts) + 1.0, height), squeeze=False)
     for place, (chart, panel) in enumerate(zip(charts, panels[0], strict=True)):
         names, values = list(chart["bars"]), list(chart["bars"].values())
-        colors = [_OURS if name.startswith("penstock") else _PEER for name in names]
+        peers = any(name.startswith("penstock") for name in names)
+        colors = [_PEER if peers and not name.startswith("penstock") else _OURS for name in names]
         panel.bar_label(panel.barh(names, values, color=colors), fmt=shown, padding=2, fontsize=7)
         panel.invert_yaxis()
         panel.margins(x=0.25)
