@@ -83,8 +83,9 @@ def main() -> None:
     rows = {**figures, **{f"ours against {name}": ratio for name, ratio in ratios.items()}}
     if len(ratios) > 1:
         rows["ours against the best"] = best
+    pages = "" if arguments.kv_dtype == "auto" else f", our keys and values {arguments.kv_dtype}"
     table(
-        f"{arguments.size}, {arguments.quantization or arguments.dtype}, {arguments.threads} threads",
+        f"{arguments.size}, {arguments.quantization or arguments.dtype}{pages}, {arguments.threads} threads",
         ["", *LABELS.values()],
         [[name, *(values[key] for key in LABELS)] for name, values in rows.items()],
     )
@@ -106,6 +107,7 @@ def main() -> None:
         {
             "size": arguments.size,
             "dtype": arguments.quantization or arguments.dtype,
+            "kv_dtype": arguments.kv_dtype,
             "device": arguments.device,
             "threads": arguments.threads,
             "figures": figures,
