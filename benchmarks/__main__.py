@@ -26,6 +26,7 @@ ALL = {
     "recovery": "recovery",
     "gateway": "gateway",
     "end-to-end": "end_to_end",
+    "end-to-end-int8": "end_to_end --quantization int8",
     "startup": "startup",
 }
 """Name of the results, and the module with its options."""

@@ -59,14 +59,21 @@ def main() -> None:
     options.add_argument("--sequences", type=int, default=256, help="the worker's --max-num-sequences")
     options.add_argument("--engine-threads", type=int, default=1, help="the worker's --threads")
     options.add_argument("--publish-interval-ms", type=float, default=20.0, help="the worker's; 5 is its default")
+    options.add_argument("--quantization", choices=["none", "int8"], default="none", help="the worker's")
     arguments = options.parse_args()
     if arguments.quick:
         arguments.seconds = 2.0
+    worker_flags = {
+        "--max-num-sequences": arguments.sequences,
+        "--threads": arguments.engine_threads,
+        "--publish-interval-ms": arguments.publish_interval_ms,
+        "--quantization": arguments.quantization,
+    }
     runs: list[Run] = []
     prompts = _prompts(random.Random(7))
     with (
         _redis(appendonly=True) as url,
-        _worker(url, arguments.sequences, arguments.engine_threads, arguments.publish_interval_ms) as worker,
+        _worker(url, worker_flags) as worker,
         Client(url, queue=_QUEUE) as client,
     ):
         server = _server(url)
@@ -83,7 +90,8 @@ def main() -> None:
     best = max(held, key=lambda run: run.rate) if held else min(runs, key=lambda run: run.rate)
     found = f"highest rate with p99 under {arguments.limit_ms:g} ms" if held else "no rate was held; the lowest tried"
     table(
-        f"{found} (redis-server {server.version}, {arguments.engine_threads} engine thread(s))",
+        f"{found} (redis-server {server.version}, {arguments.engine_threads} engine thread(s)"
+        f"{'' if arguments.quantization == 'none' else f', {arguments.quantization} weights'})",
         ["", "value"],
         [
             ["requests/s", best.rate],
@@ -104,7 +112,16 @@ def main() -> None:
         "busy_percent": dict(best.busy),
     }
     tried = [{"rate": run.rate, "p50_ms": run.p50_ms, "p99_ms": run.p99_ms, "lost": run.lost} for run in runs]
-    publish("end_to_end", {"figures": figures, "tried": tried, "redis_server": server.version}, as_json=arguments.json)
+    publish(
+        "end_to_end",
+        {
+            "quantization": arguments.quantization,
+            "figures": figures,
+            "tried": tried,
+            "redis_server": server.version,
+        },
+        as_json=arguments.json,
+    )
 
 
 def _worth(run: Run) -> tuple[int, float]:
@@ -209,11 +226,10 @@ def _prompts(draw: random.Random) -> list[list[int]]:
 
 
 @contextmanager
-def _worker(url: str, sequences: int, threads: int, publish_interval_ms: float) -> Iterator[int]:
+def _worker(url: str, flags: Mapping[str, object]) -> Iterator[int]:
     """A worker with the bundled model, ready."""
     command = [sys.executable, "-m", "penstock_worker", "--redis-url", url, "--queue", _QUEUE]
-    command += ["--max-num-sequences", str(sequences), "--threads", str(threads), "--log-level", "warning"]
-    command += ["--publish-interval-ms", str(publish_interval_ms)]
+    command += ["--log-level", "warning", *(str(word) for flag in flags.items() for word in flag)]
     process = subprocess.Popen(command)
     try:
         yield process.pid
