@@ -108,6 +108,7 @@ def main() -> None:
             "size": arguments.size,
             "dtype": arguments.quantization or arguments.dtype,
             "kv_dtype": arguments.kv_dtype,
+            "kv_dtype": arguments.kv_dtype,
             "device": arguments.device,
             "threads": arguments.threads,
             "figures": figures,
