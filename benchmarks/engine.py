@@ -108,7 +108,6 @@ def main() -> None:
             "size": arguments.size,
             "dtype": arguments.quantization or arguments.dtype,
             "kv_dtype": arguments.kv_dtype,
-            "kv_dtype": arguments.kv_dtype,
             "device": arguments.device,
             "threads": arguments.threads,
             "figures": figures,
