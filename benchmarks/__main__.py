@@ -18,7 +18,7 @@ from benchmarks.report import console, last_object
 ALL = {
     "queue": "queue",
     "engine": "engine",
-    "engine-int8": "engine --quantization int8 --kv-dtype int8",
+    "engine-int8": "engine --quantization int8 --kv-dtype float16",
     "step": "step",
     "prefix": "prefix",
     "speculation": "speculation",
